@@ -1,0 +1,152 @@
+"""How an op reaches its kernel: allocate the results, hand the arrays to the variant, and tell torch the gradients.
+
+An `Op` is declared once, in ops.py. It then takes NumPy arrays and, as a torch.library operator with shapes and
+gradients of its own, tensors: eager, compiled, exported or on the meta device.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch._C._functorch import peek_interpreter_stack
+
+from jitconv import variants
+from jitconv.variants import Variant
+
+_library = torch.library.Library("jitconv", "DEF")
+
+Shape = tuple[int, ...]
+
+
+class Op:
+    """One operation of the study, whatever the variant.
+
+    schema: torch's: the kernel's arguments, perhaps `size` (which only the allocation needs), `variant`; the first
+    result alone is differentiable, and a result called `indices` holds integers.
+    shapes: from the arguments to the shape of every result.
+    gradients: for a differentiable argument, from what was saved and the result's gradient to the argument's.
+    saves: the names of the arguments and results that the gradients read.
+    check: looks at values before the kernel does, where they are on the CPU.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        shapes: Callable[..., list[Shape]],
+        gradients: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        saves: str = "",
+        check: Callable[..., None] | None = None,
+    ) -> None:
+        self.name = schema.partition("(")[0]
+        _library.define(schema)
+        self.torch_op = getattr(torch.ops.jitconv, self.name).default
+        self.arguments = [argument.name for argument in self.torch_op._schema.arguments[:-1]]
+        self.results = [result.name or "result" for result in self.torch_op._schema.returns]
+        self.kernel_arguments = len(self.arguments) - ("size" in self.arguments)
+        self.shapes, self.gradients, self.saves, self.check = shapes, dict(gradients or {}), saves.split(), check
+
+        for device in ("CPU", "CUDA"):
+            _library.impl(self.name, self._on_tensors, device)
+        torch.library.register_fake(self.torch_op, self._on_fakes, lib=_library)
+        torch.library.register_autograd(
+            self.torch_op,
+            lambda ctx, *grads: (*self.backward(ctx, grads[0], ctx.needs_input_grad[:-1]), None),
+            setup_context=lambda ctx, inputs, output: self.save(ctx, inputs, output),
+            lib=_library,
+        )
+
+    def __call__(self, variant: Variant, *args: Any) -> Any:
+        """Return the result, or the tuple of results, of the variant's kernel on NumPy arrays or on tensors."""
+        if isinstance(args[0], np.ndarray):
+            return self._on_arrays(variant, *args)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and peek_interpreter_stack() is None:
+            return _Eager.apply(self, *args, variant.name)  # half the cost of the operator's own autograd
+        return self.torch_op(*args, variant.name)
+
+    def _on_arrays(self, variant: Variant, *args: Any) -> Any:
+        outs = [
+            np.empty(shape, np.int64 if name == "indices" else args[0].dtype)
+            for name, shape in zip(self.results, self.shapes(*args), strict=True)
+        ]
+        self._fill(
+            variant,
+            [np.require(a, requirements=["C", "A", "W"]) if isinstance(a, np.ndarray) else a for a in args],
+            outs,
+        )
+        return _one_or_all(outs)
+
+    def _on_fakes(self, *args: Any) -> Any:
+        return _one_or_all(self._empty(args))
+
+    def _empty(self, args: Sequence[Any]) -> list[torch.Tensor]:
+        return [
+            args[0].new_empty(shape, dtype=torch.int64 if name == "indices" else None)
+            for name, shape in zip(self.results, self.shapes(*args[:-1]), strict=True)
+        ]
+
+    def _on_tensors(self, *args: Any) -> Any:
+        variant = variants.get(args[-1])
+        outs = self._empty(args)
+        if variant.tensors:
+            self._fill(variant, args, outs)
+        elif args[0].is_cpu:
+            self._fill(variant, [_array(a) for a in args], [out.numpy() for out in outs])
+        else:
+            self._fill(variant, [a.contiguous() if isinstance(a, torch.Tensor) else a for a in args], outs)
+        return _one_or_all(outs)
+
+    def _fill(self, variant: Variant, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        given = [tuple(a) if isinstance(a, list) else a for a in args[: self.kernel_arguments]]
+        if self.check is not None:
+            self.check(*given)
+        if all(0 in out.shape for out in outs):
+            return
+        variant.ops[self.name](*given, *outs)
+
+    def save(self, ctx: Any, args: Sequence[Any], results: Any) -> None:
+        """Keep what the gradients will read; `args` end with the variant's name."""
+        results = results if isinstance(results, tuple) else (results,)
+        named = dict(zip((*self.arguments, *self.results), (*args[:-1], *results), strict=True))
+        ctx.save_for_backward(*(named[name] for name in self.saves))
+        ctx.kept = {name: value for name, value in named.items() if not isinstance(value, torch.Tensor)}
+        ctx.kept["variant"] = variants.get(args[-1])
+        ctx.kept["shapes"] = {name: value.shape for name, value in named.items() if isinstance(value, torch.Tensor)}
+        ctx.mark_non_differentiable(*results[1:])
+
+    def backward(self, ctx: Any, grad: torch.Tensor, needs: Sequence[bool]) -> list[Any]:
+        """Return the gradient of every argument that needs one, None for the others.
+
+        Raises RuntimeError where the op has no formula for it (a second derivative, say).
+        """
+        saved = SimpleNamespace(**ctx.kept, **dict(zip(self.saves, ctx.saved_tensors, strict=True)))
+        grads = []
+        for name, needed in zip(self.arguments, needs, strict=True):
+            if needed and name not in self.gradients:
+                raise RuntimeError(f"jitconv::{self.name} has no gradient with respect to {name}")
+            grads.append(self.gradients[name](saved, grad) if needed else None)
+        return grads
+
+
+class _Eager(torch.autograd.Function):
+    """The autograd of every op in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, *args: Any) -> Any:
+        ctx.op = op
+        results = op.torch_op(*args)
+        op.save(ctx, args, results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, *ctx.op.backward(ctx, grads[0], ctx.needs_input_grad[1:-1]), None
+
+
+def _array(value: Any) -> Any:
+    return value.detach().contiguous().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _one_or_all(outs: list[Any]) -> Any:
+    return outs[0] if len(outs) == 1 else tuple(outs)

@@ -1,0 +1,254 @@
+"""The layers as functions with torch.nn.functional's signatures, plus `variant=`.
+
+NumPy arrays in give NumPy arrays out; torch tensors in give tensors out, differentiable. Every function checks its
+arguments (shapes.py), picks the variant (None: the best for the input's device) and runs the op (ops.py).
+Raises TypeError or ValueError naming the argument, its value and the rule.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
+
+from jitconv import ops, shapes, variants
+from jitconv.variants import Variant
+
+Array = Any  # a NumPy array or a torch tensor; what comes in goes out
+Size = int | Sequence[int]  # one for both directions, or (vertical, horizontal)
+
+
+def conv2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    variant: str | None = None,
+) -> Array:
+    """Convolve input (N, C_in, H, W) with weight (C_out, C_in/groups, K_h, K_w): (N, C_out, H_out, W_out).
+
+    z[n, o, m, l] = b[o] + Σ_c Σ_i Σ_j x[n, c, m·s + i·d − p, l·s + j·d − p] · w[o, c, i, j]; see docs/equations.md.
+    """
+    geometry = shapes.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    chosen = _resolve(variant, input)
+    if chosen.whole:
+        return _whole(chosen, "conv2d", input, weight, bias, stride, padding, dilation, groups)
+    bias = _filled(weight, weight.shape[0], 0) if bias is None else bias
+    return _batched(input, lambda x: ops.conv2d(chosen, x, weight, bias, *geometry))
+
+
+def max_pool2d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    variant: str | None = None,
+) -> Array | tuple[Array, Array]:
+    """Take the maximum over every window of input (N, C, H, W): (N, C, H_out, W_out).
+
+    With `return_indices` also its flat index m·W + l in the input plane, int64. A NaN is larger than any number.
+    """
+    geometry = shapes.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    chosen = _resolve(variant, input)
+    if chosen.whole:
+        return _whole(chosen, "max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    out, indices = _batched(input, lambda x: ops.max_pool2d(chosen, x, *geometry))
+    return (out, indices) if return_indices else out
+
+
+def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: str | None = None) -> Array:
+    """Merge the dimensions start_dim … end_dim of input into one; for images j = c·H·W + m·W + l.
+
+    Variants without a flatten of their own return a view where torch would.
+    """
+    first, last = shapes.flatten(input, start_dim, end_dim)
+    chosen = _resolve(variant, input)
+    if chosen.whole:
+        return _whole(chosen, "flatten", input, start_dim, end_dim)
+    merged = math.prod(input.shape[first : last + 1])
+    shape = (*input.shape[:first], merged, *input.shape[last + 1 :])
+    if "flatten" not in chosen.ops or first == last:
+        return input.reshape(shape)
+    image = input.shape if input.ndim == 4 and first == 1 and last == 3 else (1, 1, 1, math.prod(input.shape))
+    return ops.flatten(chosen, input.reshape(image)).reshape(shape)
+
+
+def linear(input: Array, weight: Array, bias: Array | None = None, *, variant: str | None = None) -> Array:
+    """Apply a fully-connected layer to input (..., I) with weight (O, I) and bias (O,): (..., O).
+
+    z[n, j] = b[j] + Σ_i w[j, i] · x[n, i].
+    """
+    shapes.linear(input, weight, bias)
+    chosen = _resolve(variant, input)
+    if chosen.whole:
+        return _whole(chosen, "linear", input, weight, bias)
+    bias = _filled(weight, weight.shape[0], 0) if bias is None else bias
+    if input.ndim == 2:
+        return ops.linear(chosen, input, weight, bias)
+    lead = tuple(input.shape[:-1])
+    rows = ops.linear(chosen, input.reshape(math.prod(lead), input.shape[-1]), weight, bias)
+    return rows.reshape(*lead, weight.shape[0])
+
+
+def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> Array:
+    """Return max(0, input) elementwise, any shape; NaN stays NaN. With `inplace` the result is written into input."""
+    shapes.arrays(input=input)
+    chosen = _resolve(variant, input)
+    if chosen.whole:
+        return _whole(chosen, "relu", input, inplace)
+    result = ops.relu(chosen, input.reshape(-1)).reshape(input.shape)
+    if not inplace:
+        return result
+    if isinstance(input, torch.Tensor):
+        return input.copy_(result)
+    input[...] = result
+    return input
+
+
+def softmax(
+    input: Array,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    variant: str | None = None,
+) -> Array:
+    """Return exp(x) / Σ exp(x) along `dim`, any shape, as `dtype` (torch tensors) if that is given."""
+    return _along(ops.softmax, "softmax", input, dim, dtype, variant)
+
+
+def log_softmax(
+    input: Array,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    variant: str | None = None,
+) -> Array:
+    """Return x − log Σ exp(x) along `dim`, any shape, as `dtype` (torch tensors) if that is given."""
+    return _along(ops.log_softmax, "log_softmax", input, dim, dtype, variant)
+
+
+def cross_entropy(
+    input: Array,
+    target: Array,
+    weight: Array | None = None,
+    size_average: None = None,
+    ignore_index: int = -100,
+    reduce: None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    variant: str | None = None,
+) -> Array:
+    """Return −log softmax(input)[target] for logits (C,), (N, C) or (N, C, d1, …), reduced as torch reduces it.
+
+    target holds class indices (input's shape without C) or class probabilities (input's shape); weight: (C,).
+    `size_average` and `reduce`, deprecated in torch, must stay None.
+    """
+    if size_average is not None or reduce is not None:
+        raise ValueError(f"reduction must be used, not size_average={size_average!r} or reduce={reduce!r}")
+    by_index = shapes.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+    chosen = _resolve(variant, input)
+    if chosen.whole:
+        return _whole(
+            chosen, "cross_entropy", input, target, weight, None, ignore_index, None, reduction, label_smoothing
+        )
+    class_dim = 0 if input.ndim == 1 else 1
+    classes = input.shape[class_dim]
+    weight = _filled(input, classes, 1) if weight is None else weight
+    if not by_index:
+        return _soft_cross_entropy(chosen, input, target, weight, class_dim, reduction, label_smoothing)
+    batch, inner = math.prod(input.shape[:class_dim]), math.prod(input.shape[class_dim + 1 :])
+    losses, weights, _ = ops.cross_entropy(
+        chosen,
+        input.reshape(batch, classes, inner),
+        _int64(target).reshape(batch, inner),
+        weight,
+        ignore_index,
+        float(label_smoothing),
+    )
+    return _reduced(losses.reshape(target.shape), weights, reduction)
+
+
+def _soft_cross_entropy(
+    variant: Variant, input: Array, target: Array, weight: Array, class_dim: int, reduction: str, smoothing: float
+) -> Array:
+    """−Σ_c w[c] · t[c] · log_softmax(input)[c] with t = (1 − ε)·target + ε/C; 'mean' counts every sample as one."""
+    log_p = log_softmax(input, class_dim, variant=variant.name)
+    pulls = (target * (1 - smoothing) + smoothing / len(weight)) * weight.reshape(
+        -1, *[1] * (input.ndim - class_dim - 1)
+    )
+    losses = -(log_p * pulls).sum(class_dim)
+    return _reduced(losses, np.float64(math.prod(losses.shape)), reduction)
+
+
+def _reduced(losses: Array, weights: Array, reduction: str) -> Array:
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    if reduction == "mean":
+        with np.errstate(invalid="ignore"):  # no sample at all has the mean NaN, as in torch
+            total = total / weights.sum()
+    return total if isinstance(total, torch.Tensor) else np.asarray(total, losses.dtype)
+
+
+def _along(
+    op: Callable[..., Array], layer: str, input: Array, dim: int | None, dtype: Any, variant: str | None
+) -> Array:
+    """Run a softmax-like op along `dim` of an input of any shape, seen as (N, C, D)."""
+    if dtype is not None:
+        input = input.to(dtype) if isinstance(input, torch.Tensor) else input.astype(dtype)
+    if dim is None:
+        dim = _get_softmax_dim(layer, input.ndim, 4)  # torch's implicit choice, with its warning
+    axis = shapes.softmax(input, dim)
+    chosen = _resolve(variant, input)
+    if chosen.whole:
+        return _whole(chosen, layer, input, dim)
+    before, after = math.prod(input.shape[:axis]), math.prod(input.shape[axis + 1 :])
+    classes = input.shape[axis] if input.ndim else 1
+    return op(chosen, input.reshape(before, classes, after)).reshape(input.shape)
+
+
+def _resolve(variant: str | None, input: Array) -> Variant:
+    device = input.device.type if isinstance(input, torch.Tensor) else "cpu"
+    return variants.resolve(variant, "cpu" if device == "meta" else device)
+
+
+def _whole(variant: Variant, layer: str, *args: Any) -> Array:
+    """Call a variant's complete torch function, through tensors that share the memory of NumPy arrays."""
+    if isinstance(args[0], torch.Tensor):
+        return variant.ops[layer](*args)
+    tensors = (
+        torch.from_numpy(np.require(a, requirements=["C", "W"])) if isinstance(a, np.ndarray) else a for a in args
+    )
+    result = variant.ops[layer](*tensors)
+    return tuple(r.numpy() for r in result) if isinstance(result, tuple) else result.numpy()
+
+
+def _batched(input: Array, run: Callable[[Array], Any]) -> Any:
+    """Run on images (N, C, H, W); a single (C, H, W) is a batch of one."""
+    if input.ndim == 4:
+        return run(input)
+    result = run(input[None])
+    return tuple(r[0] for r in result) if isinstance(result, tuple) else result[0]
+
+
+def _filled(like: Array, length: int, value: float) -> Array:
+    if isinstance(like, torch.Tensor):
+        return like.new_full((length,), value)
+    return np.full(length, value, like.dtype)
+
+
+def _int64(target: Array) -> Array:
+    return target.long() if isinstance(target, torch.Tensor) else target.astype(np.int64, copy=False)

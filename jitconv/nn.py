@@ -1,0 +1,132 @@
+"""torch.nn's layers with another forward: `variant=` is their one new argument, all else is inherited."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from jitconv import functional as F
+from jitconv import variants
+
+
+class _Layer(nn.Module):
+    """Adds the keyword `variant` (None: the best one for the input's device) to a torch.nn layer."""
+
+    variant: str | None = None  # for instances that were saved, or converted, without one
+
+    def __init__(self, *args: Any, variant: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.variant = _known(variant)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (super().extra_repr(), f"variant={self.variant!r}" if self.variant else "")))
+
+
+class Conv2d(_Layer, nn.Conv2d):
+    """torch.nn.Conv2d, (N, C_in, H, W) to (N, C_out, H_out, W_out), computed by `variant`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding: Any = 0
+        else:
+            padding = self.padding
+        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, variant=self.variant)
+
+
+class MaxPool2d(_Layer, nn.MaxPool2d):
+    """torch.nn.MaxPool2d, (N, C, H, W) to (N, C, H_out, W_out), computed by `variant`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return F.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+            variant=self.variant,
+        )
+
+
+class Flatten(_Layer, nn.Flatten):
+    """torch.nn.Flatten, (N, C, H, W) to (N, C·H·W) by default, computed by `variant`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.flatten(input, self.start_dim, self.end_dim, variant=self.variant)
+
+
+class Linear(_Layer, nn.Linear):
+    """torch.nn.Linear, (..., I) to (..., O), computed by `variant`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias, variant=self.variant)
+
+
+class ReLU(_Layer, nn.ReLU):
+    """torch.nn.ReLU, any shape, computed by `variant`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(input, self.inplace, variant=self.variant)
+
+
+class Softmax(_Layer, nn.Softmax):
+    """torch.nn.Softmax along `dim`, any shape, computed by `variant`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softmax(input, self.dim, variant=self.variant)
+
+
+class LogSoftmax(_Layer, nn.LogSoftmax):
+    """torch.nn.LogSoftmax along `dim`, any shape, computed by `variant`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.log_softmax(input, self.dim, variant=self.variant)
+
+
+class CrossEntropyLoss(_Layer, nn.CrossEntropyLoss):
+    """torch.nn.CrossEntropyLoss of logits (N, C, ...) and targets, computed by `variant`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            variant=self.variant,
+        )
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    layer.__bases__[1]: layer  # keyed by the torch.nn class it stands in for
+    for layer in (Conv2d, MaxPool2d, Flatten, Linear, ReLU, Softmax, LogSoftmax, CrossEntropyLoss)
+}
+
+
+def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = False) -> nn.Module:
+    """Return the model with every torch.nn layer that jitconv has computed by `variant`; parameters stay shared.
+
+    The module tree, names, hooks and state_dict stay what they were, and so does `model` itself unless `inplace`.
+    Subclasses of torch's layers are left alone, because their forward is their own. Raises TypeError or ValueError.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _known(variant)
+    if not inplace:
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        model = copy.deepcopy(model, shared)
+    for module in model.modules():
+        if type(module) in LAYERS:
+            module.__class__ = LAYERS[type(module)]
+        if isinstance(module, _Layer):
+            module.variant = variant
+    return model
+
+
+def _known(variant: str | None) -> str | None:
+    if variant is not None:
+        variants.get(variant)  # raises ValueError for a name that nobody registered
+    return variant

@@ -1,0 +1,214 @@
+"""Every op of the study: its arguments, the shapes of its results, and its gradients in terms of the other ops.
+
+One entry per function of jitconv/variants/scalar.py; dispatch.py says what the fields of an `Op` mean. Gradients
+that are written with ops are differentiable once more; the others raise when a second derivative is asked for.
+"""
+
+from typing import Any
+
+import torch
+
+from jitconv import shapes
+from jitconv.dispatch import Op
+
+conv2d: Op = Op(
+    "conv2d(Tensor input, Tensor weight, Tensor bias, int[2] stride, int[2] padding, int[2] dilation,"
+    " SymInt[2] size, str variant) -> Tensor",
+    lambda input, weight, bias, stride, padding, dilation, size: [(input.shape[0], weight.shape[0], *size)],
+    {
+        "input": lambda s, grad: conv2d_grad_input(
+            s.variant, grad, s.weight, s.stride, s.padding, s.dilation, s.input.shape
+        ),
+        "weight": lambda s, grad: conv2d_grad_weight(
+            s.variant, grad, s.input, s.stride, s.padding, s.dilation, s.weight.shape
+        ),
+        "bias": lambda s, grad: conv2d_grad_bias(s.variant, grad),
+    },
+    saves="input weight",
+)
+conv2d_grad_input: Op = Op(
+    "conv2d_grad_input(Tensor grad, Tensor weight, int[2] stride, int[2] padding, int[2] dilation,"
+    " SymInt[4] size, str variant) -> Tensor",
+    lambda grad, weight, stride, padding, dilation, size: [tuple(size)],
+    {
+        "grad": lambda s, g: conv2d(
+            s.variant, g, s.weight, _zero_bias(s.weight), s.stride, s.padding, s.dilation, s.grad.shape[2:]
+        ),
+        "weight": lambda s, g: conv2d_grad_weight(
+            s.variant, s.grad, g, s.stride, s.padding, s.dilation, s.weight.shape
+        ),
+    },
+    saves="grad weight",
+)
+conv2d_grad_weight: Op = Op(
+    "conv2d_grad_weight(Tensor grad, Tensor input, int[2] stride, int[2] padding, int[2] dilation,"
+    " SymInt[4] size, str variant) -> Tensor",
+    lambda grad, input, stride, padding, dilation, size: [tuple(size)],
+    {
+        "grad": lambda s, g: conv2d(
+            s.variant, s.input, g, _zero_bias(g), s.stride, s.padding, s.dilation, s.grad.shape[2:]
+        ),
+        "input": lambda s, g: conv2d_grad_input(s.variant, s.grad, g, s.stride, s.padding, s.dilation, s.input.shape),
+    },
+    saves="grad input",
+)
+conv2d_grad_bias: Op = Op(
+    "conv2d_grad_bias(Tensor grad, str variant) -> Tensor",
+    lambda grad: [(grad.shape[1],)],
+    {"grad": lambda s, g: g[None, :, None, None].expand(s.shapes["grad"])},
+)
+
+max_pool2d: Op = Op(
+    "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation,"
+    " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
+    lambda input, kernel_size, stride, padding, dilation, size: [(*input.shape[:2], *size)] * 2,
+    {
+        "input": lambda s, grad: max_pool2d_grad_input(
+            s.variant, grad, s.indices, s.kernel_size, s.stride, s.padding, s.dilation, s.shapes["input"]
+        )
+    },
+    saves="indices",
+)
+max_pool2d_grad_input: Op = Op(
+    "max_pool2d_grad_input(Tensor grad, Tensor indices, int[2] kernel_size, int[2] stride, int[2] padding,"
+    " int[2] dilation, SymInt[4] size, str variant) -> Tensor",
+    lambda grad, indices, kernel_size, stride, padding, dilation, size: [tuple(size)],
+    {"grad": lambda s, g: g.flatten(2).gather(2, s.indices.flatten(2)).view_as(s.indices)},
+    saves="indices",
+)
+
+flatten: Op = Op(
+    "flatten(Tensor input, str variant) -> Tensor",
+    lambda input: [(input.shape[0], input.shape[1] * input.shape[2] * input.shape[3])],
+    {"input": lambda s, grad: flatten_grad_input(s.variant, grad, s.shapes["input"])},
+)
+flatten_grad_input: Op = Op(
+    "flatten_grad_input(Tensor grad, SymInt[4] size, str variant) -> Tensor",
+    lambda grad, size: [tuple(size)],
+    {"grad": lambda s, g: flatten(s.variant, g)},
+)
+
+linear: Op = Op(
+    "linear(Tensor input, Tensor weight, Tensor bias, str variant) -> Tensor",
+    lambda input, weight, bias: [(input.shape[0], weight.shape[0])],
+    {
+        "input": lambda s, grad: linear_grad_input(s.variant, grad, s.weight),
+        "weight": lambda s, grad: linear_grad_weight(s.variant, grad, s.input),
+        "bias": lambda s, grad: linear_grad_bias(s.variant, grad),
+    },
+    saves="input weight",
+)
+linear_grad_input: Op = Op(
+    "linear_grad_input(Tensor grad, Tensor weight, str variant) -> Tensor",
+    lambda grad, weight: [(grad.shape[0], weight.shape[1])],
+    {
+        "grad": lambda s, g: linear(s.variant, g, s.weight, _zero_bias(s.weight)),
+        "weight": lambda s, g: linear_grad_weight(s.variant, s.grad, g),
+    },
+    saves="grad weight",
+)
+linear_grad_weight: Op = Op(
+    "linear_grad_weight(Tensor grad, Tensor input, str variant) -> Tensor",
+    lambda grad, input: [(grad.shape[1], input.shape[1])],
+    {
+        "grad": lambda s, g: linear(s.variant, s.input, g, _zero_bias(g)),
+        "input": lambda s, g: linear_grad_input(s.variant, s.grad, g),
+    },
+    saves="grad input",
+)
+linear_grad_bias: Op = Op(
+    "linear_grad_bias(Tensor grad, str variant) -> Tensor",
+    lambda grad: [(grad.shape[1],)],
+    {"grad": lambda s, g: g.expand(s.shapes["grad"])},
+)
+
+relu: Op = Op(
+    "relu(Tensor input, str variant) -> Tensor",
+    lambda input: [tuple(input.shape)],
+    {"input": lambda s, grad: relu_grad_input(s.variant, grad, s.result)},
+    saves="result",
+)
+relu_grad_input: Op = Op(
+    "relu_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
+    lambda grad, output: [tuple(grad.shape)],
+    {
+        "grad": lambda s, g: relu_grad_input(s.variant, g, s.output),
+        "output": lambda s, g: g.new_zeros(g.shape),  # the slope is constant on either side of 0
+    },
+    saves="output",
+)
+
+softmax: Op = Op(
+    "softmax(Tensor input, str variant) -> Tensor",
+    lambda input: [tuple(input.shape)],
+    {"input": lambda s, grad: softmax_grad_input(s.variant, grad, s.result)},
+    saves="result",
+)
+softmax_grad_input: Op = Op(
+    "softmax_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
+    lambda grad, output: [tuple(grad.shape)],
+    {
+        "grad": lambda s, g: softmax_grad_input(s.variant, g, s.output),
+        "output": lambda s, g: g * (s.grad - (s.grad * s.output).sum(1, True)) - s.grad * (g * s.output).sum(1, True),
+    },
+    saves="grad output",
+)
+log_softmax: Op = Op(
+    "log_softmax(Tensor input, str variant) -> Tensor",
+    lambda input: [tuple(input.shape)],
+    {"input": lambda s, grad: log_softmax_grad_input(s.variant, grad, s.result)},
+    saves="result",
+)
+log_softmax_grad_input: Op = Op(
+    "log_softmax_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
+    lambda grad, output: [tuple(grad.shape)],
+    {
+        "grad": lambda s, g: g - (g * s.output.exp()).sum(1, True),
+        "output": lambda s, g: -g * s.output.exp() * s.grad.sum(1, True),
+    },
+    saves="grad output",
+)
+
+
+def _cross_entropy_gradient(s: Any, grad: torch.Tensor) -> torch.Tensor:
+    # The saved log_p is not differentiable; a second derivative goes through log_softmax.
+    log_p = log_softmax(s.variant, s.input) if torch.is_grad_enabled() else s.log_p
+    return cross_entropy_grad_input(s.variant, grad, log_p, s.target, s.weight, s.ignore_index, s.label_smoothing)
+
+
+def _slope(s: Any) -> torch.Tensor:
+    """∂x for a loss gradient of 1: (N, C, D)."""
+    one = s.log_p.new_ones(s.target.shape)
+    return cross_entropy_grad_input(s.variant, one, s.log_p, s.target, s.weight, s.ignore_index, s.label_smoothing)
+
+
+def _pull(s: Any) -> torch.Tensor:
+    """Σ_k t_k, the total weight with which a sample's target pulls: (N, D)."""
+    total = (1 - s.label_smoothing) * s.weight[
+        s.target.clamp(0, len(s.weight) - 1)
+    ] + s.label_smoothing * s.weight.mean()
+    return total * (s.target != s.ignore_index)
+
+
+cross_entropy: Op = Op(
+    "cross_entropy(Tensor input, Tensor target, Tensor weight, int ignore_index, float label_smoothing,"
+    " str variant) -> (Tensor losses, Tensor weights, Tensor log_p)",
+    lambda input, target, *_: [tuple(target.shape), tuple(target.shape), tuple(input.shape)],
+    {"input": _cross_entropy_gradient},
+    saves="input log_p target weight",
+    check=lambda input, target, weight, ignore_index, _: shapes.class_indices(target, input.shape[1], ignore_index),
+)
+cross_entropy_grad_input: Op = Op(
+    "cross_entropy_grad_input(Tensor grad, Tensor log_p, Tensor target, Tensor weight, int ignore_index,"
+    " float label_smoothing, str variant) -> Tensor",
+    lambda grad, log_p, *_: [tuple(log_p.shape)],
+    {
+        "grad": lambda s, g: (g * _slope(s)).sum(1),
+        "log_p": lambda s, g: g * s.log_p.exp() * (s.grad * _pull(s))[:, None],
+    },
+    saves="grad log_p target weight",
+)
+
+
+def _zero_bias(weight: torch.Tensor) -> torch.Tensor:
+    return weight.new_zeros(weight.shape[0])

@@ -1,0 +1,107 @@
+"""How Python loops become machine code here: Numba's flags, and a compile cache that many processes may share."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any
+
+import numba
+from filelock import FileLock
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    InTreeCacheLocator,
+    UserProvidedCacheLocator,
+    UserWideCacheLocator,
+)
+from numba.core.compiler_lock import global_compiler_lock
+
+# Sums may be reordered and contracted to fused multiply-adds; NaN and infinity keep their meaning.
+FAST = frozenset({"contract", "reassoc", "nsz", "arcp"})
+EXACT: frozenset[str] = frozenset()
+
+
+@functools.cache
+def _kernel_sources() -> bytes:
+    """A digest of every file that kernels are made from: Numba itself misses an edit in a called function's file."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+class _KernelStamp:
+    def get_source_stamp(self) -> bytes:
+        return _kernel_sources()
+
+
+class _CacheFiles(CompileResultCacheImpl):
+    """Numba's usual places (NUMBA_CACHE_DIR, __pycache__, the user's cache folder), with the stamp above."""
+
+    _locator_classes: Any = tuple(
+        type(locator.__name__, (_KernelStamp, locator), {})  # type: ignore[misc]
+        for locator in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)
+    )
+
+
+class SharedCache(FunctionCache):
+    """Numba's on-disk cache behind a file lock: without one, two processes can leave an index that names wrong code."""
+
+    _impl_class = _CacheFiles
+
+    def _locked(self) -> Any:
+        folder = Path(self.cache_path)
+        name = self._impl.filename_base
+        return FileLock(folder / f"{name}.lock") if os.access(folder, os.W_OK) else nullcontext()
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            with self._locked():
+                return super().load_overload(sig, target_context)
+        except Exception:  # a damaged file costs a compilation, never a crash
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(Exception), self._locked():  # a full disk: this process has its code, the next compiles again
+            super().save_overload(sig, data)
+
+
+def njit(function: Callable[..., Any], *, fastmath: frozenset[str] = FAST, cache: bool = True, **options: Any) -> Any:
+    """Compile `function` with Numba when it is first called, without the GIL, and keep the code on disk if possible."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath), **options)(function)
+    if cache:
+        with suppress(RuntimeError, OSError):  # nowhere to write: every process compiles
+            dispatcher._cache = SharedCache(function)
+    return dispatcher
+
+
+# A fork in the middle of another thread's compilation would leave the child a lock that nobody opens.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
+
+
+def specialise(source: ModuleType, tag: str, body: Callable[..., Any], driver: Callable[..., Any]) -> SimpleNamespace:
+    """Return `source`'s functions compiled: each is copied, and the copies call each other instead of the originals.
+
+    `body` compiles the functions of one output element and `driver` the loops over them. A copy is named after
+    its `tag`, because Numba keeps the code of two compilations of one name in one file and mixes them up.
+    """
+    namespace = dict(vars(source))
+    for name, function in vars(source).items():
+        if isinstance(function, FunctionType) and function.__module__ == source.__name__:
+            copy = FunctionType(function.__code__, namespace, name, function.__defaults__)
+            copy.__qualname__, copy.__module__ = f"{name}.{tag}", function.__module__
+            namespace[name] = (body if is_body(name) else driver)(copy)
+    return SimpleNamespace(**namespace)
+
+
+def is_body(name: str) -> bool:
+    return name.endswith("_at") or name in ("number", "zero")

@@ -1,0 +1,32 @@
+"""`jit` and `jit-parallel`: the equations compiled by Numba, for one core and for all of them."""
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from jitconv.variants import EXACT_OPS, OPS, Variant, scalar
+from jitconv.variants.compiling import EXACT, FAST, njit, specialise
+from jitconv.variants.threads import Kernel
+
+
+def _compile(function: Callable[..., None], **options: Any) -> Any:
+    exact = function.__name__.startswith(EXACT_OPS)
+    return njit(function, fastmath=EXACT if exact else FAST, **options)
+
+
+# Without forced inlining, calling a body costs as much as its arithmetic.
+_body = partial(_compile, forceinline=True, cache=False)
+
+
+def _compiled(tag: str, **options: Any) -> SimpleNamespace:
+    return specialise(scalar, tag, _body, partial(_compile, **options))
+
+
+_serial = _compiled("jit")
+_parallel = _compiled("jit_parallel", parallel=True)
+
+VARIANTS = (
+    Variant("jit", "cpu", {op: getattr(_serial, op) for op in OPS}),
+    Variant("jit-parallel", "cpu", {op: Kernel(getattr(_serial, op), getattr(_parallel, op)) for op in OPS}),
+)

@@ -1,0 +1,170 @@
+"""Proof: every layer of every variant beside torch, in its own dtype and in float64, values and gradients.
+
+The oracle is torch in float64. max_pool2d, relu and flatten must agree with torch bit for bit. conv2d and linear may
+be wrong by at most 4·eps·op(|x|, |w|), the sum of the magnitudes that each element adds up: a bound that needs no
+tuning for a shape. The softmax family has 4·eps times the largest exponent and result.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from jitconv import functional, variants
+from jitconv.cases import Case
+
+EXACT = ("max_pool2d", "relu", "flatten")
+MULTILINEAR = ("conv2d", "linear")
+BOUND = {torch.float32: 4.0, torch.float64: 8.0}  # in units of eps; in float64 the oracle itself rounds as much
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def diff_mse(x: Any, y: Any) -> float:
+    """Return the mean squared difference of two arrays or tensors, computed in float64; 0 for empty ones.
+
+    Raises ValueError where the shapes differ, even if they would broadcast.
+    """
+    a, b = (np.asarray(v.detach().cpu() if isinstance(v, torch.Tensor) else v, np.float64) for v in (x, y))
+    if a.shape != b.shape:
+        raise ValueError(f"x and y must have the same shape, got {a.shape} and {b.shape}")
+    return float(np.mean((a - b) ** 2)) if a.size else 0.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one result of one layer compares with torch's; all errors are absolute.
+
+    quantity: "forward", "indices" or "grad ARGUMENT". mse, max_error: against torch in the same dtype. error: the
+    largest against torch in float64, and torch_error torch's own. bound_used: the largest share of the allowed error
+    that an element used; above 1 it is wrong.
+    """
+
+    layer: str
+    case: str
+    variant: str
+    dtype: str
+    quantity: str
+    mse: float
+    max_error: float
+    error: float
+    torch_error: float
+    bound_used: float
+
+    @property
+    def ok(self) -> bool:
+        return self.bound_used <= 1
+
+
+def check(case: Case, variant: str, dtype: str = "float32", seed: int = 0, device: str = "cpu") -> list[Check]:
+    """Run a case through `variant` and through torch, forward and backward, and compare every result."""
+    inputs = {name: _tensor(value).to(device) for name, value in case.inputs(dtype, seed).items()}
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+    layer = variants.get("torch").ops[case.layer]
+    grad = _normal_like(layer(**wide, **case.arguments), seed)
+
+    oracle = results(layer, case, wide, grad)
+    reference = results(layer, case, inputs, grad)
+    ours = results(partial(getattr(functional, case.layer), variant=variant), case, inputs, grad)
+    magnitudes = _magnitudes(layer, case, wide, grad, oracle)
+    return [
+        Check(
+            case.layer,
+            case.name,
+            variant,
+            dtype,
+            quantity,
+            mse=_mse(ours[quantity], reference[quantity]),
+            max_error=_largest(ours[quantity], reference[quantity]),
+            error=_largest(ours[quantity], oracle[quantity]),
+            torch_error=_largest(reference[quantity], oracle[quantity]),
+            bound_used=_bound_used(case, ours[quantity], reference[quantity], oracle[quantity], magnitudes[quantity]),
+        )
+        for quantity in oracle
+    ]
+
+
+def results(layer: Callable[..., Any], case: Case, inputs: Tensors, grad: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the layer's result and, for the gradient `grad` of it, the gradient of every differentiable argument."""
+    leaves = {
+        name: value.detach().requires_grad_()
+        for name, value in inputs.items()
+        if value.is_floating_point() and not (case.layer == "cross_entropy" and name == "weight")
+    }
+    pooling = {"return_indices": True} if case.layer == "max_pool2d" else {}
+    out = layer(**{**inputs, **leaves}, **case.arguments, **pooling)
+    named = {"forward": out[0], "indices": out[1]} if pooling else {"forward": out}
+    grads = torch.autograd.grad(named["forward"], list(leaves.values()), grad.to(named["forward"].dtype))
+    named |= {f"grad {name}": value for name, value in zip(leaves, grads, strict=True)}
+    return {name: value.detach() for name, value in named.items()}
+
+
+def _magnitudes(
+    layer: Callable[..., Any], case: Case, wide: Tensors, grad: torch.Tensor, oracle: Tensors
+) -> dict[str, torch.Tensor]:
+    """For every element of every result: the size of what is added up to make it."""
+    if case.layer in MULTILINEAR:
+        return results(layer, case, {name: value.abs() for name, value in wide.items()}, grad.abs())
+    span = 1 + _finite_max(wide["input"])  # exp(x) of a rounded x is wrong by |x|·eps/2 already
+    return {
+        quantity: torch.full_like(exact, span * max(1, _finite_max(exact), _finite_max(grad)), dtype=torch.float64)
+        for quantity, exact in oracle.items()
+    }
+
+
+def _bound_used(
+    case: Case, ours: torch.Tensor, reference: torch.Tensor, oracle: torch.Tensor, magnitude: torch.Tensor
+) -> float:
+    if ours.shape != reference.shape or ours.dtype != reference.dtype:
+        return np.inf
+    if case.layer in EXACT:
+        return 0.0 if _same_bits(ours, reference) else np.inf
+    finite = oracle.isfinite()
+    if not torch.equal(_kinds(ours)[~finite], _kinds(oracle)[~finite]):
+        return np.inf
+    error = (ours.double() - oracle).abs()[finite]
+    allowed = (BOUND[ours.dtype] * torch.finfo(ours.dtype).eps * magnitude)[finite]
+    share = torch.where(error == 0, 0.0, error / allowed)
+    return float(share.nan_to_num(nan=np.inf).max()) if share.numel() else 0.0
+
+
+def _kinds(x: torch.Tensor) -> torch.Tensor:
+    """NaN as 2, ±inf as ±1, numbers as 0."""
+    return torch.where(x.isnan(), 2, torch.where(x.isinf(), x.sign(), 0)).nan_to_num(2).int()
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal values with equal signs of zero; one NaN is as good as another."""
+    same = (a == b) & (torch.signbit(a) == torch.signbit(b)) | ((a != a) & (b != b))
+    return bool(same.all())
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a − b in float64, 0 where both are the same infinity or NaN."""
+    a, b = a.double(), b.double()
+    return torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b)
+
+
+def _mse(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((_difference(a, b) ** 2).mean()) if a.numel() else 0.0
+
+
+def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(_difference(a, b).abs().nan_to_num(nan=np.inf).max()) if a.numel() else 0.0
+
+
+def _finite_max(x: torch.Tensor) -> float:
+    finite = x[x.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _normal_like(x: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed)).to(x.device)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor in the array's memory layout, in its memory where that may be written."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
