@@ -61,45 +61,66 @@ class Check:
 
 def check(case: Case, variant: str, dtype: str = "float32", seed: int = 0, device: str = "cpu") -> list[Check]:
     """Run a case through `variant` and through torch, forward and backward, and compare every result."""
-    inputs = {name: _tensor(value).to(device) for name, value in case.inputs(dtype, seed).items()}
-    wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-    layer = variants.get("torch").ops[case.layer]
-    grad = _normal_like(layer(**wide, **case.arguments), seed)
+    expected = Expected(case, dtype, seed, device)
+    ours = results(partial(getattr(functional, case.layer), variant=variant), case, expected.inputs, expected.grad)
+    return expected.compare(variant, ours)
 
-    oracle = results(layer, case, wide, grad)
-    reference = results(layer, case, inputs, grad)
-    ours = results(partial(getattr(functional, case.layer), variant=variant), case, inputs, grad)
-    magnitudes = _magnitudes(layer, case, wide, grad, oracle)
-    return [
-        Check(
-            case.layer,
-            case.name,
+
+class Expected:
+    """What a case must give: torch's results in the case's own dtype and in float64, for the same random inputs.
+
+    inputs: the array arguments, in `dtype`. grad: the gradient of the result that backward starts from, in float64.
+    """
+
+    def __init__(self, case: Case, dtype: str = "float32", seed: int = 0, device: str = "cpu") -> None:
+        self.case, self.dtype = case, dtype
+        self.inputs = {name: _tensor(value).to(device) for name, value in case.inputs(dtype, seed).items()}
+        wide = {name: value.double() if value.is_floating_point() else value for name, value in self.inputs.items()}
+        layer = variants.get("torch").ops[case.layer]
+        self.grad = _normal_like(layer(**wide, **case.arguments), seed)
+
+        self.oracle = results(layer, case, wide, self.grad)
+        self.reference = results(layer, case, self.inputs, self.grad)
+        self.magnitudes = _magnitudes(layer, case, wide, self.grad, self.oracle)
+
+    def compare(self, variant: str, ours: Tensors) -> list[Check]:
+        """Return how each of these results, named as `results` names them, compares with torch's."""
+        return [self._check(variant, quantity, value) for quantity, value in ours.items()]
+
+    def _check(self, variant: str, quantity: str, ours: torch.Tensor) -> Check:
+        oracle, reference = self.oracle[quantity], self.reference[quantity]
+        return Check(
+            self.case.layer,
+            self.case.name,
             variant,
-            dtype,
+            self.dtype,
             quantity,
-            mse=_mse(ours[quantity], reference[quantity]),
-            max_error=_largest(ours[quantity], reference[quantity]),
-            error=_largest(ours[quantity], oracle[quantity]),
-            torch_error=_largest(reference[quantity], oracle[quantity]),
-            bound_used=_bound_used(case, ours[quantity], reference[quantity], oracle[quantity], magnitudes[quantity]),
+            mse=_mse(ours, reference),
+            max_error=_largest(ours, reference),
+            error=_largest(ours, oracle),
+            torch_error=_largest(reference, oracle),
+            bound_used=_bound_used(self.case, ours, reference, oracle, self.magnitudes[quantity]),
         )
-        for quantity in oracle
-    ]
 
 
 def results(layer: Callable[..., Any], case: Case, inputs: Tensors, grad: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the layer's result and, for the gradient `grad` of it, the gradient of every differentiable argument."""
-    leaves = {
-        name: value.detach().requires_grad_()
-        for name, value in inputs.items()
-        if value.is_floating_point() and not (case.layer == "cross_entropy" and name == "weight")
-    }
+    leaves = differentiable(case, inputs)
     pooling = {"return_indices": True} if case.layer == "max_pool2d" else {}
     out = layer(**{**inputs, **leaves}, **case.arguments, **pooling)
     named = {"forward": out[0], "indices": out[1]} if pooling else {"forward": out}
     grads = torch.autograd.grad(named["forward"], list(leaves.values()), grad.to(named["forward"].dtype))
     named |= {f"grad {name}": value for name, value in zip(leaves, grads, strict=True)}
     return {name: value.detach() for name, value in named.items()}
+
+
+def differentiable(case: Case, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """Return the arguments that have a gradient, as leaves of a new graph."""
+    return {
+        name: value.detach().requires_grad_()
+        for name, value in inputs.items()
+        if value.is_floating_point() and not (case.layer == "cross_entropy" and name == "weight")
+    }
 
 
 def _magnitudes(
