@@ -104,9 +104,8 @@ def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> 
     """Return max(0, input) elementwise, any shape; NaN stays NaN. With `inplace` the result is written into input."""
     shapes.arrays(input=input)
     chosen = _resolve(variant, input)
-    if chosen.whole:
-        return _whole(chosen, "relu", input, inplace)
-    result = ops.relu(chosen, input.reshape(-1)).reshape(input.shape)
+    whole = chosen.whole
+    result = _whole(chosen, "relu", input) if whole else ops.relu(chosen, input.reshape(-1)).reshape(input.shape)
     if not inplace:
         return result
     if isinstance(input, torch.Tensor):
@@ -161,9 +160,11 @@ def cross_entropy(
     by_index = shapes.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     chosen = _resolve(variant, input)
     if chosen.whole:
-        return _whole(
-            chosen, "cross_entropy", input, target, weight, None, ignore_index, None, reduction, label_smoothing
-        )
+        options = (None, ignore_index, None, reduction, label_smoothing)
+        try:
+            return _whole(chosen, "cross_entropy", input, target, weight, *options)
+        except IndexError as error:
+            raise ValueError(f"target must hold classes of input or ignore_index {ignore_index}: {error}") from None
     class_dim = 0 if input.ndim == 1 else 1
     classes = input.shape[class_dim]
     weight = _filled(input, classes, 1) if weight is None else weight

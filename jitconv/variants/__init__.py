@@ -62,15 +62,15 @@ OPS = (
 )
 EXACT_OPS = ("max_pool2d", "flatten", "relu")  # and their gradients: equal to torch's bit for bit
 
-_BUILT_IN = {  # slowest to fastest: the order of every table
-    "interpreted": "interpreted",
-    "jit": "jit",
-    "jit-parallel": "jit",
-    "jit-tiled": "tiled",
-    "vector": "vector",
-    "cuda": "cuda",
-    "cuda-tiled": "cuda",
-    "torch": "reference",
+_BUILT_IN = {  # name: (module, device); slowest to fastest, the order of every table
+    "interpreted": ("interpreted", "any"),
+    "jit": ("jit", "cpu"),
+    "jit-parallel": ("jit", "cpu"),
+    "jit-tiled": ("tiled", "cpu"),
+    "vector": ("vector", "any"),
+    "cuda": ("cuda", "cuda"),
+    "cuda-tiled": ("cuda", "cuda"),
+    "torch": ("reference", "any"),
 }
 BEST = {"cpu": "jit-tiled", "cuda": "cuda-tiled"}
 ENTRY_POINTS = "jitconv.variants"
@@ -103,7 +103,7 @@ def get(name: str) -> Variant:
         if name not in names():
             raise ValueError(f"variant must be one of {', '.join(names())}, got {name!r}")
         if name in _BUILT_IN:
-            module = importlib.import_module(f"{__name__}.{_BUILT_IN[name]}")
+            module = importlib.import_module(f"{__name__}.{_BUILT_IN[name][0]}")
             _loaded.update({variant.name: variant for variant in module.VARIANTS})
     return _loaded[name]
 
@@ -122,11 +122,13 @@ def missing(device: str) -> str | None:
 def available(device: str | None = None) -> tuple[str, ...]:
     """Return the names of the variants that can run on this machine, on `device` ("cpu" or "cuda") if given."""
     devices = [device] if device else ["cpu", "cuda"]
-    return tuple(name for name in names() if any(_runs_on(get(name), each) for each in devices))
+    devices = [each for each in devices if missing(each) is None]
+    return tuple(name for name in names() if any(_device(name) in (each, "any") for each in devices))
 
 
-def _runs_on(variant: Variant, device: str) -> bool:
-    return variant.device in (device, "any") and missing(device) is None
+def _device(name: str) -> str:
+    """The device of a variant, without importing its module."""
+    return _BUILT_IN[name][1] if name in _BUILT_IN else get(name).device
 
 
 def add(variant: Variant) -> Variant:
@@ -155,15 +157,11 @@ def register_variant(name: str, base: str, **ops: Kernel) -> Variant:
 
 def resolve(variant: str | None, device: str) -> Variant:
     """Return the variant called `variant`, or the best one for `device`; ValueError if it cannot run there."""
-    chosen = get(BEST.get(device, "torch") if variant is None else variant)
-    if chosen.device not in (device, "any"):
-        lacking = missing(chosen.device)
+    name = BEST.get(device, "torch") if variant is None else variant
+    runs_on = _device(name)
+    if runs_on not in (device, "any"):
         raise ValueError(
-            f"variant {chosen.name!r} runs on {chosen.device}, but input is on {device}; "
-            + (
-                f"{chosen.device} cannot be used here: {lacking}"
-                if lacking
-                else f"move it there, or use one of {', '.join(available(device))}"
-            )
+            f"variant {name!r} runs on {runs_on}, but input is on {device}: "
+            + (missing(runs_on) or f"move it, or use one of {', '.join(available(device))}")
         )
-    return chosen
+    return get(name)

@@ -43,7 +43,7 @@ class _CacheFiles(CompileResultCacheImpl):
     """Numba's usual places (NUMBA_CACHE_DIR, __pycache__, the user's cache folder), with the stamp above."""
 
     _locator_classes: Any = tuple(
-        type(locator.__name__, (_KernelStamp, locator), {})  # type: ignore[misc]
+        type(locator.__name__, (_KernelStamp, locator), {})
         for locator in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)
     )
 
@@ -63,6 +63,8 @@ class SharedCache(FunctionCache):
             with self._locked():
                 return super().load_overload(sig, target_context)
         except Exception:  # a damaged file costs a compilation, never a crash
+            with suppress(Exception), self._locked():
+                self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:

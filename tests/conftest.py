@@ -1,0 +1,19 @@
+"""Variants by fixture: a test that takes `variant` runs once for each variant of this machine's CPU."""
+
+import pytest
+import torch
+
+from jitconv import variants
+
+CPU_VARIANTS = variants.available("cpu")
+COMPILED = tuple(name for name in CPU_VARIANTS if name not in ("interpreted", "torch"))
+
+
+@pytest.fixture(params=CPU_VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    torch.manual_seed(0)
