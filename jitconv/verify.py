@@ -15,6 +15,7 @@ import torch
 
 from jitconv import functional, variants
 from jitconv.cases import Case
+from jitconv.model import SimpleConvNet
 
 EXACT = ("max_pool2d", "relu", "flatten")
 MULTILINEAR = ("conv2d", "linear")
@@ -101,6 +102,32 @@ class Expected:
             torch_error=_largest(reference, oracle),
             bound_used=_bound_used(self.case, ours, reference, oracle, self.magnitudes[quantity]),
         )
+
+
+def network_cases(images: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> list[Case]:
+    """Return SimpleConvNet's layers on these digits, (N, 1, 28, 28), as cases: each is fed torch's output before it."""
+    torch.manual_seed(seed)
+    network = SimpleConvNet("torch").double()
+    cases: list[Case] = []
+
+    def add(
+        layer: str, name: str, x: torch.Tensor, arguments: Mapping[str, Any], **others: torch.Tensor
+    ) -> torch.Tensor:
+        named = {"input": x, **others}
+        cases.append(Case(layer, name, {}, arguments, fixed={key: value.numpy() for key, value in named.items()}))
+        return variants.get("torch").ops[layer](**named, **arguments)
+
+    with torch.no_grad():
+        conv, fc1, fc2 = (dict(layer.named_parameters()) for layer in (network.conv, network.fc1, network.fc2))
+        x = add("conv2d", "conv", images.double(), {}, **conv)
+        x = add("max_pool2d", "pool", x, {"kernel_size": 2})
+        x = add("flatten", "flatten", x, {"start_dim": 1})
+        x = add("relu", "relu", add("linear", "fc1", x, {}, **fc1), {})
+        x = add("linear", "fc2", x, {}, **fc2)
+        add("softmax", "softmax", x, {"dim": 1})
+        add("log_softmax", "log_softmax", x, {"dim": 1})
+        add("cross_entropy", "loss", x, {}, target=labels)
+    return cases
 
 
 def results(layer: Callable[..., Any], case: Case, inputs: Tensors, grad: torch.Tensor) -> dict[str, torch.Tensor]:

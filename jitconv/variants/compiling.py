@@ -81,6 +81,14 @@ def njit(function: Callable[..., Any], *, fastmath: frozenset[str] = FAST, cache
     return dispatcher
 
 
+def cache_folder() -> Path | None:
+    """Return where compiled code is kept between processes; None where no place for it can be written."""
+    try:
+        return Path(SharedCache(cache_folder).cache_path)
+    except (RuntimeError, OSError):
+        return None
+
+
 # A fork in the middle of another thread's compilation would leave the child a lock that nobody opens.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -90,15 +98,18 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def specialise(source: ModuleType, tag: str, body: Callable[..., Any], driver: Callable[..., Any]) -> SimpleNamespace:
+def specialise(
+    source: ModuleType, tag: str, body: Callable[..., Any], driver: Callable[..., Any], **replacements: Any
+) -> SimpleNamespace:
     """Return `source`'s functions compiled: each is copied, and the copies call each other instead of the originals.
 
-    `body` compiles the functions of one output element and `driver` the loops over them. A copy is named after
-    its `tag`, because Numba keeps the code of two compilations of one name in one file and mixes them up.
+    `body` compiles the functions of one output element and `driver` the loops over them; `replacements` stand in for
+    what the source calls by their names. A copy is named after its `tag`, because Numba keeps the code of two
+    compilations of one name in one file and mixes them up.
     """
-    namespace = dict(vars(source))
+    namespace = {**vars(source), **replacements}
     for name, function in vars(source).items():
-        if isinstance(function, FunctionType) and function.__module__ == source.__name__:
+        if isinstance(function, FunctionType) and function.__module__ == source.__name__ and name not in replacements:
             copy = FunctionType(function.__code__, namespace, name, function.__defaults__)
             copy.__qualname__, copy.__module__ = f"{name}.{tag}", function.__module__
             namespace[name] = (body if is_body(name) else driver)(copy)

@@ -66,3 +66,10 @@ class Kernel:
                 self.parallel(*args)
             finally:
                 numba.set_num_threads(before)
+
+
+def layer() -> str:
+    """Return the name of Numba's threading layer, starting its threads if need be."""
+    if not _launched:
+        _launch()
+    return str(numba.threading_layer())

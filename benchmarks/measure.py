@@ -1,0 +1,105 @@
+"""How a row is measured: set the threads, compile, compare with torch, time, compare again."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+from benchmarks.rows import Row
+from jitconv import functional
+from jitconv.cases import Case
+from jitconv.verify import Expected, differentiable, results
+
+ROUNDS = 7
+SLOWEST = 2.0  # seconds: what takes longer is timed once
+SECONDS = 0.1  # what the rounds of a fast row take together: it is called several times a round
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Give torch, its peers' BLAS libraries and jitconv this many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(benchmark: Any, row: Row, call: Callable[[], Any], check: Callable[[], float] | None = None) -> None:
+    """Time `call` if `check`, before and after, finds it right; it returns the share of the allowed error used.
+
+    A row that is wrong fails and has no time.
+    """
+    benchmark.group = row.group
+    benchmark.extra_info.update(row.info())
+    with threads(row.threads):
+        if not row.interpreted:
+            call()  # compiles
+        error = _checked(check)
+        start = time.perf_counter()
+        call()
+        once = time.perf_counter() - start
+        if once > SLOWEST:
+            benchmark.pedantic(call, rounds=1, iterations=1)
+        else:
+            rounds = ROUNDS if once * ROUNDS < 1 else 3
+            benchmark.pedantic(call, rounds=rounds, iterations=max(1, int(SECONDS / rounds / max(once, 1e-7))))
+        error = max(error, _checked(check))
+    benchmark.extra_info["bound_used"] = error
+
+
+def _checked(check: Callable[[], float] | None) -> float:
+    used = check() if check is not None else 0.0
+    if not used <= 1:
+        pytest.fail(f"wrong: {used:.3g} times the allowed error, so there is no time to report")
+    return used
+
+
+def measure_layer(benchmark: Any, row: Row) -> None:
+    """Time a row's case, forward or backward: torch through its own functions, the others through jitconv's."""
+    assert row.case is not None
+    expected = _expected(row.case)
+    layer = partial(getattr(functional, row.case.layer), variant=row.variant)
+    check: Callable[[], float] | None = partial(_worst, expected, layer)
+    if row.interpreted:
+        check = partial(_forward_only, expected, layer)
+    if row.variant == "torch":  # the oracle itself
+        layer = partial(getattr(torch.nn.functional, row.case.layer, None) or getattr(torch, row.case.layer))
+        check = None
+    call = partial(layer, **expected.inputs, **row.case.arguments)
+    if row.quantity == "forward":
+        with torch.no_grad():
+            measure(benchmark, row, call, check)
+        return
+    leaves = differentiable(row.case, expected.inputs)
+    out = call(**leaves)
+    grad = expected.grad.to(out.dtype)
+    measure(benchmark, row, partial(torch.autograd.grad, out, list(leaves.values()), grad, retain_graph=True), check)
+
+
+_last: dict[str, Expected] = {}  # rows of one case follow each other, and an oracle is large
+
+
+def _expected(case: Case) -> Expected:
+    if str(case) not in _last:
+        _last.clear()
+        _last[str(case)] = Expected(case)
+    return _last[str(case)]
+
+
+def _worst(expected: Expected, layer: Callable[..., Any]) -> float:
+    with torch.enable_grad():
+        found = results(layer, expected.case, expected.inputs, expected.grad)
+    return max(check.bound_used for check in expected.compare("", found))
+
+
+def _forward_only(expected: Expected, layer: Callable[..., Any]) -> float:
+    found = {"forward": layer(**expected.inputs, **expected.case.arguments)}
+    return max(check.bound_used for check in expected.compare("", found))

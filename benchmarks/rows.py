@@ -1,0 +1,118 @@
+"""What is measured: a row of the results, and the helpers with which every file writes its table of rows."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from jitconv import variants
+from jitconv.cases import Case
+
+# Given torch tensors, `interpreted` is the loop of the homework. On NumPy arrays the same loop is several times faster.
+variants.add(replace(variants.get("interpreted"), name="interpreted-numpy", device="cpu", tensors=False))
+
+ALL_CORES = torch.get_num_threads()
+LANES = tuple(sorted({1, ALL_CORES}))  # one thread is the primary lane: the one that other programs disturb least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one row measures. All fields but `case` are its extra_info, beside those that measure.py adds.
+
+    group: the table it belongs to, named after the test file. work: what is computed, in words.
+    layer: a function of jitconv.functional, "network" (SimpleConvNet), "machine" or "matmul".
+    quantity: "forward", "backward" (all gradients), "step", … flops, bytes: of one call; bytes are those of arguments
+    and results. axis, size: in scaling rows, what varies and its value. case: for rows of one layer, the call itself.
+    """
+
+    group: str
+    work: str
+    layer: str
+    quantity: str
+    variant: str
+    threads: int
+    device: str = "cpu"
+    batch: int = 0
+    flops: float = 0
+    bytes: float = 0
+    axis: str = ""
+    size: int = 0
+    case: Case | None = None
+
+    @property
+    def interpreted(self) -> bool:
+        """Plain Python: nothing to compile, and so slow that it is timed once."""
+        return self.variant.startswith("interpreted")
+
+    def info(self) -> dict[str, Any]:
+        """Return the fields as the flat entries of extra_info."""
+        shown = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "case"}
+        return shown | {"borrows": borrows(self.variant, self.layer)}
+
+    def __str__(self) -> str:
+        return f"{self.work} {self.quantity} {self.variant} {self.threads}t b{self.batch}"
+
+
+def over_variants(row: Row, skip: Iterable[str] = ()) -> Iterator[Row]:
+    """Yield the row for every variant of its device but those to skip; interpreted ones for one image only."""
+    for variant in variants.available(row.device):
+        each = replace(row, variant=variant)
+        if variant not in skip and (not each.interpreted or row.batch == 1):
+            yield each
+
+
+def layer_rows(
+    group: str, case: Case, skip: Iterable[str] = (), lanes: Iterable[int] = LANES, **axis: Any
+) -> list[Row]:
+    """Return the rows of one layer's call: forward and backward × threads × variants. `axis` may set axis and size."""
+    batch = next(iter(case.arrays.values()))[0]
+    rows: list[Row] = []
+    for quantity in ("forward", "backward"):
+        flops, moved = cost(case, quantity)
+        for threads in lanes:
+            row = Row(
+                group=group, work=case.name, layer=case.layer, quantity=quantity, variant="", threads=threads,
+                batch=batch, flops=flops, bytes=moved, case=case, **axis,
+            )  # fmt: skip
+            rows += over_variants(row, skip)
+    return rows
+
+
+def cost(case: Case, quantity: str) -> tuple[float, float]:
+    """Return the floating-point operations of a call (conv2d and linear only) and the bytes of its arrays in float32.
+
+    Backward computes one product of the forward's size for each of the two factors, and moves two gradients more.
+    """
+    out = _output(case)
+    sizes = [math.prod(shape) for shape in case.arrays.values()]
+    taps = math.prod(case.arrays["weight"][1:]) if case.layer in ("conv2d", "linear") else 0
+    twice = 2 if quantity == "backward" else 1
+    return 2 * out.numel() * taps * twice, 4.0 * (sum(sizes) + out.numel()) * twice
+
+
+def _output(case: Case) -> torch.Tensor:
+    """The result without its values."""
+    inputs = {name: torch.empty(shape, device="meta") for name, shape in case.arrays.items()}
+    fixed = {name: torch.from_numpy(value).to("meta") for name, value in case.fixed.items()}
+    return variants.get("torch").ops[case.layer](**inputs, **fixed, **case.arguments)
+
+
+def borrows(variant: str, layer: str) -> str:
+    """Return the variant whose kernels this one runs for a layer, because they are the same objects; "" if its own."""
+    if variant not in variants.names():
+        return ""
+    chosen = variants.get(variant)
+    for name in variants.available():
+        if name == variant:
+            break
+        other = variants.get(name)
+        if other.tensors == chosen.tensors and other.ops.get(layer) is chosen.ops.get(layer, variant):
+            return name
+    return ""
+
+
+def powers(base: int, low: int, high: int) -> list[int]:
+    """Return low, low·base, … up to high."""
+    return [low * base**k for k in range(int(math.log(high / low, base) + 1.001))]

@@ -1,0 +1,67 @@
+"""What the processor can do at most, measured: multiply-adds in registers, and bytes from memory."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from benchmarks.measure import measure
+from benchmarks.rows import LANES, Row
+from jitconv.variants import simd
+from jitconv.variants.compiling import njit
+from jitconv.variants.simd import ROWS, VECTORS
+
+STEPS = 1 << 20
+BYTES = 1 << 28
+
+
+def _multiply_adds(a, b, out):
+    """A full register tile, multiplied and added over and over by numbers in the first-level cache."""
+    tile = simd.zeros(b, ROWS, VECTORS)
+    for _ in range(STEPS):
+        tile = simd.outer(tile, a, 0, b, 0, None)
+    simd.put(tile, out, 0, VECTORS * simd.lanes(b), None)
+
+
+def _copy(source, target):
+    for i in prange(source.shape[0]):
+        target[i] = source[i]
+
+
+_peak_on_one = njit(_multiply_adds, cache=False)
+
+
+def _peak(a, b, out):
+    for core in prange(out.shape[0]):
+        _peak_on_one(a, b, out[core])
+
+
+def rows(full: bool) -> list[Row]:
+    tile = ROWS * VECTORS * simd.lanes_of(np.float32)
+    peak = Row(
+        group="machine", work="float32 multiply-adds", layer="machine", quantity="peak", variant="machine",
+        threads=1, flops=2.0 * STEPS * tile,
+    )  # fmt: skip
+    stream = Row(
+        group="machine",
+        work="copy",
+        layer="machine",
+        quantity="bandwidth",
+        variant="machine",
+        threads=1,
+        bytes=2.0 * BYTES,
+    )
+    return [replace(row, threads=threads, flops=row.flops * threads) for row in (peak, stream) for threads in LANES]
+
+
+def test_machine(benchmark: Any, row: Row, again: int) -> None:
+    compiled = partial(njit, parallel=row.threads > 1, cache=False)
+    if row.quantity == "peak":
+        a, b = np.ones(64, np.float32), np.ones(64, np.float32)
+        out = np.zeros((row.threads, ROWS * 64), np.float32)
+        measure(benchmark, row, partial(compiled(_peak), a, b, out))
+    else:
+        source, target = np.ones(BYTES // 4, np.float32), np.ones(BYTES // 4, np.float32)
+        measure(benchmark, row, partial(compiled(_copy), source, target))

@@ -1,0 +1,83 @@
+"""The whole of SimpleConvNet: its forward, a step of training, and the homework's headline, one image forward."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import peers
+from benchmarks.measure import measure
+from benchmarks.rows import LANES, Row, over_variants
+from jitconv import SimpleConvNet, data, functional
+
+FORWARD_FLOPS = 2 * (20 * 24 * 24 * 25 + 500 * 2880 + 10 * 500)  # of one image
+TOLERANCE = 1e-4  # of the largest logit: what rounding may do through three layers
+
+
+def rows(full: bool) -> list[Row]:
+    found = []
+    for batch in (1, 64, 1000):
+        for threads in LANES:
+            row = Row(
+                group="network", work=f"forward, {batch}", layer="network", quantity="forward", variant="",
+                threads=threads, batch=batch, flops=FORWARD_FLOPS * batch,
+            )  # fmt: skip
+            found += [each for each in over_variants(row) if full or not each.interpreted or threads == 1]
+            found += [replace(row, variant=name) for name in peers.FORWARD]
+    for threads in LANES:
+        row = Row(
+            group="network", work="training step, 64", layer="network", quantity="step", variant="",
+            threads=threads, batch=64, flops=64 * (3 * FORWARD_FLOPS - 2 * 20 * 24 * 24 * 25),
+        )  # fmt: skip
+        found += over_variants(row)
+        found += [replace(row, variant=name) for name in peers.STEP if full]
+    return found
+
+
+def test_network(benchmark: Any, row: Row, again: int) -> None:
+    images, labels = (tensor[: row.batch] for tensor in data.load()[0].tensors)
+    torch.manual_seed(0)
+    reference = SimpleConvNet("torch")
+    if row.quantity == "step":
+        measure_step(benchmark, row, reference, images, labels)
+        return
+    with torch.no_grad():
+        expected = reference(images)
+        if row.variant in peers.FORWARD:
+            forward = peers.FORWARD[row.variant](reference, images, row.threads)
+        else:
+            model = SimpleConvNet(row.variant)
+            model.load_state_dict(reference.state_dict())
+
+            def forward() -> torch.Tensor:
+                return model(images)
+
+        def check() -> float:
+            return float((torch.as_tensor(forward()) - expected).abs().max() / expected.abs().max()) / TOLERANCE
+
+        measure(benchmark, row, forward, None if row.interpreted else check)
+
+
+def measure_step(benchmark: Any, row: Row, model: SimpleConvNet, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Time forward, loss, backward and torch.optim.SGD's step with momentum."""
+    if row.variant in peers.STEP:
+        step = peers.STEP[row.variant](model, images, labels)
+    else:
+        for layer in model.children():
+            layer.variant = row.variant  # type: ignore[assignment]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+        def step() -> Any:
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(images), labels, variant=row.variant)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+    first = float(step())
+    torch.manual_seed(0)
+    expected = float(torch.nn.functional.cross_entropy(SimpleConvNet("torch")(images), labels))
+    if not abs(first - expected) <= TOLERANCE * abs(expected):
+        pytest.fail(f"wrong: the first loss is {first}, and torch's is {expected}")
+    measure(benchmark, row, step)

@@ -1,0 +1,3 @@
+from jitconv.cli import main
+
+main(prog_name="jitconv")

@@ -1,0 +1,249 @@
+"""The command line: `jitconv verify | train | report | doctor`. Results go to stdout, progress to stderr.
+
+Exit codes: 0 fine, 1 a regression, 2 wrong usage, 3 wrong results, 4 an environment unfit for the study.
+Commands import what they need when they run, so that `--help` and `report` do without torch.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+WRONG_RESULTS, UNFIT, INTERRUPTED = 3, 4, 130
+DTYPES = ("float32", "float64")
+
+progress = Console(stderr=True)
+
+
+class _Commands(click.Group):
+    """Turns the library's complaints about values into messages about usage: they name the argument and the rule."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (ValueError, RuntimeError) as error:
+            raise click.UsageError(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="jitconv")
+def main() -> None:
+    """Layers of a convolutional network as plain loops, compiled: proved, trained, reported."""
+
+
+@main.command()
+@click.option("--variant", "names", multiple=True, help="A variant to verify; again for more. Default: all here.")
+@click.option("--images", default=2, show_default=True, type=click.IntRange(1, 2000), help="Digits fed to the network.")
+@click.option("--all", "everything", is_flag=True, help="Every result, not only the worst of a layer.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the checks here.")
+def verify(names: tuple[str, ...], images: int, everything: bool, json_file: Path | None) -> None:
+    """Compare every layer, forward and backward, with torch: on real digits, then on the table of cases."""
+    from dataclasses import asdict
+
+    from jitconv import machine
+
+    network, cases = _checks(names, images)
+    table = Table("layer", "result", "variant", "dtype", title="Each layer on digits, fed torch's output before it")
+    for heading in ("MSE", "max error", "error", "torch's", "bound used"):
+        table.add_column(heading, justify="right")
+    for one in network if everything else _worst(network):
+        numbers = (f"{value:.1e}" for value in (one.mse, one.max_error, one.error, one.torch_error))
+        table.add_row(one.case, one.quantity, one.variant, one.dtype, *numbers, _share(one))
+    summary = Table("layer", "variant", title="The table of cases: shapes, strides, NaN, ties, layouts, …")
+    for heading in ("results", "wrong", "worst bound used"):
+        summary.add_column(heading, justify="right")
+    for (layer, variant), found in _grouped(cases, "layer", "variant").items():
+        failures = sum(not one.ok for one in found)
+        worst = max(found, key=lambda one: one.bound_used)
+        summary.add_row(layer, variant, str(len(found)), str(failures), _share(worst))
+
+    output = Console(width=max(120, Console().width))
+    output.print(table, summary)
+    output.print(
+        "MSE and max error: against torch in the same dtype. error: against torch in float64, torch's beside it."
+    )
+    if json_file is not None:
+        content: dict[str, Any] = {"kind": "jitconv-verify", "machine": machine.describe()}
+        content["digits"] = [asdict(one) | {"ok": one.ok} for one in network]
+        content["cases"] = [
+            {"layer": layer, "variant": variant, "dtype": dtype, "results": len(found)}
+            | {"wrong": sum(not one.ok for one in found), "bound_used": max(one.bound_used for one in found)}
+            for (layer, variant, dtype), found in _grouped(cases, "layer", "variant", "dtype").items()
+        ]
+        _write_json(json_file, content)
+    wrong = [one for one in (*network, *cases) if not one.ok]
+    for one in wrong:
+        output.print(f"wrong: {one.variant} {one.layer} {one.case} {one.quantity} {one.dtype}: {one.max_error:.3g}")
+    output.print(
+        f"{len(wrong)} of {len(network) + len(cases)} results are wrong." if wrong else "Every result is right."
+    )
+    sys.exit(WRONG_RESULTS if wrong else 0)
+
+
+def _checks(names: tuple[str, ...], images: int) -> tuple[list[Any], list[Any]]:
+    """Check the variants on digits and on the table of cases."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from jitconv import data, variants
+    from jitconv.cases import CASES, Case
+    from jitconv.verify import Check, check, network_cases
+
+    chosen = [variants.get(name).name for name in names or variants.available()]
+    test_images, labels = data.load()[1].tensors
+    digits = network_cases(test_images[:images], labels[:images])
+    # On arrays, plain Python does in seconds what takes it minutes on tensors; the loops are the same.
+    on_arrays = variants.add(
+        replace(variants.get("interpreted"), name="interpreted-numpy", device="cpu", tensors=False)
+    )
+
+    def checks(table: Iterable[Case], name: str) -> list[Check]:
+        device = "cuda" if variants.get(name).device == "cuda" else "cpu"
+        runs_as = on_arrays.name if name == "interpreted" else name
+        found = [one for dtype in DTYPES for case in table for one in check(case, runs_as, dtype, device=device)]
+        return [replace(one, variant=name) for one in found]
+
+    network, cases = [], []
+    with np.errstate(invalid="ignore", over="ignore"):  # some cases are made of NaN and infinity
+        for name in _counted(chosen, "verifying"):
+            network += checks(digits, name)
+            cases += checks(CASES, name)
+    return network, cases
+
+
+@main.command()
+@click.option("--variant", default="jit-tiled", show_default=True, help="What computes the layers.")
+@click.option("--data", "name", default="mnist-10k", show_default=True, help="mnist-10k, mnist or fashion-mnist.")
+@click.option("--data-dir", help="A folder of IDX files, or where torchvision keeps its downloads.")
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--lr", default=0.01, show_default=True, help="Learning rate.")
+@click.option("--momentum", default=0.9, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the initial weights and the order of the images.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU cores.  [default: as many as torch takes]")
+@click.option("--limit", type=click.IntRange(1), help="Train on so many images an epoch; its time is then estimated.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished epoch of --out.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/DATA-VARIANT]")
+def train(name: str, resume: bool, out: Path | None, **options: Any) -> None:
+    """Train SimpleConvNet; writes result.json, epochs.csv and a checkpoint after every epoch."""
+    from jitconv.train import Config, Epoch, Run
+
+    config = Config(data=name, **options)
+    folder = out or Path("runs") / f"{config.data}-{config.variant}"
+    run = Run(config, folder, resume)
+
+    def line(epoch: Epoch) -> str:
+        accuracy = "" if epoch.accuracy is None else f", {epoch.accuracy:.2%} of test images right"
+        estimated = " (estimated)" if config.limit else ""
+        return f"epoch {epoch.epoch}: {epoch.seconds:.2f} s{estimated}, loss {epoch.loss:.4f}{accuracy}"
+
+    try:
+        with _bar("epoch 1") as (bar, task):
+
+            def on_step(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            def on_epoch(epoch: Epoch) -> None:
+                bar.console.print(line(epoch), highlight=False)
+                bar.update(task, description=f"epoch {epoch.epoch + 1}", completed=0)
+
+            result = run.run(on_step, on_epoch)
+    except KeyboardInterrupt:
+        progress.print(f"interrupted after epoch {len(run.epochs)}; --resume goes on from there")
+        sys.exit(INTERRUPTED)
+    if run.epochs:
+        click.echo(
+            f"{config.variant} on {config.data}: {line(run.epochs[-1])}; compiling {result['warmup_seconds']:.1f} s"
+        )
+    click.echo(folder / "result.json")
+
+
+@main.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("-o", "--output", default="report/index.html", show_default=True, type=click.Path(path_type=Path))
+def report(results: tuple[Path, ...], output: Path) -> None:
+    """Make one HTML page of results: JSON files of pytest-benchmark, verify and train, or folders of them."""
+    from jitconv import report as page
+
+    findings = page.build(results, output)
+    click.echo(output)
+    for finding in findings:
+        click.echo(finding)
+
+
+@main.command()
+def doctor() -> None:
+    """Print what this machine has for the study, and what to fix."""
+    import torch
+
+    from jitconv import machine, variants
+    from jitconv.variants import compiling, threads
+
+    facts = machine.describe()
+    facts.update({f"version of {package}": version for package, version in facts.pop("versions").items()})
+    facts["threading layer"] = threads.layer()
+    facts["compiled code"] = compiling.cache_folder() or "not kept"
+    facts["variants"] = variants.available()
+    facts["not here"] = variants.missing("cuda") or "nothing"
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(
+            name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        )
+    Console(width=max(100, Console().width)).print(table)
+    found = machine.problems()
+    for problem in found:
+        click.echo(f"fix: {problem}")
+    if not found:
+        click.echo(f"fit for the study on {torch.get_num_threads()} cores")
+    sys.exit(UNFIT if found else 0)
+
+
+def _worst(checks: list[Any]) -> list[Any]:
+    groups = _grouped(checks, "case", "variant", "dtype").values()
+    return [max(found, key=lambda one: (one.bound_used, one.max_error)) for found in groups]
+
+
+def _grouped(checks: list[Any], *fields: str) -> dict[tuple[str, ...], list[Any]]:
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for one in checks:
+        groups.setdefault(tuple(getattr(one, field) for field in fields), []).append(one)
+    return groups
+
+
+def _share(one: Any) -> str:
+    from jitconv.verify import EXACT
+
+    return ("bit for bit" if one.layer in EXACT else f"{one.bound_used:.0%}") if one.ok else "WRONG"
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[tuple[Progress, Any]]:
+    """A progress bar on a terminal; elsewhere only what is printed through its console."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=progress, transient=True, disable=not progress.is_terminal) as bar:
+        yield bar, bar.add_task(description, total=None)
+
+
+def _counted(names: list[str], description: str) -> Iterator[str]:
+    with _bar(description) as (bar, task):
+        bar.update(task, total=len(names))
+        for name in names:
+            if not progress.is_terminal:
+                progress.print(f"{description} {name}", highlight=False)
+            yield name
+            bar.advance(task)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))

@@ -1,0 +1,92 @@
+"""What this machine is: the part of a measurement that a number means nothing without."""
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import psutil
+
+PACKAGES = ("numpy", "numba", "llvmlite", "torch", "torchvision", "numba-cuda", "onnxruntime", "openvino", "jax")
+CPU_FEATURES = ("avx512f", "avx512bf16", "avx2", "fma", "avx", "sse4.2", "neon", "sve")
+
+
+def describe() -> dict[str, Any]:
+    """Return the processor, the memory, what Numba compiles for, versions, BLAS libraries, threads, GPU and load.
+
+    Every value can be written as JSON; memory is in GiB, the load is the mean number of running processes in a minute.
+    """
+    import torch
+    from numba.core import config
+    from threadpoolctl import threadpool_info
+
+    from jitconv.variants import simd
+
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": _cores(),
+        "cpu_features": [feature for feature in CPU_FEATURES if f"+{feature}" in simd.FEATURES],
+        "numba_target": simd.TARGET,
+        "vector_bits": simd.WIDTH * 8,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "blas": sorted(
+            {
+                f"{pool['internal_api']} {pool.get('version')} {pool.get('architecture') or ''}".strip()
+                for pool in threadpool_info()
+                if pool["user_api"] == "blas"
+            }
+            | ({"mkl (in torch)"} if torch.backends.mkl.is_available() else set())
+        ),
+        "torch_cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch_threads": torch.get_num_threads(),
+        "numba_threads": config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that the study measures or stands on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """Return the processor's name, as the system gives it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def problems() -> list[str]:
+    """Return what makes this environment unfit for the study, each with its cure; empty where nothing does."""
+    import torch
+
+    from jitconv.variants import compiling
+
+    found = []
+    if compiling.cache_folder() is None:
+        found.append("no folder for compiled code is writable, so every process compiles: set NUMBA_CACHE_DIR")
+    if torch.get_num_threads() > _cores():
+        found.append(
+            f"torch takes {torch.get_num_threads()} threads on {_cores()} cores: set OMP_NUM_THREADS={_cores()}"
+        )
+    if importlib.util.find_spec("pytest_benchmark") is None or importlib.util.find_spec("altair") is None:
+        found.append("the benchmarks and the report need more packages: pip install 'jitconv[study]'")
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

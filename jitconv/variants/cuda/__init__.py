@@ -1,0 +1,8 @@
+"""`cuda` and `cuda-tiled`: the layers on NVIDIA GPUs. The only package that imports numba.cuda.
+
+sizes.py says how many threads do how much, launch.py how a kernel gets onto the GPU, grid.py is `cuda`.
+"""
+
+from jitconv.variants.cuda import grid
+
+VARIANTS = (grid.VARIANT,)

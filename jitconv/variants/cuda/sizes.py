@@ -1,0 +1,40 @@
+"""How many threads a kernel starts and how much of a matrix product each takes: every size that may be tuned.
+
+The simulator takes a millisecond for each thread, so it has a few of each: small inputs then cross every border.
+"""
+
+from typing import NamedTuple
+
+from numba.core import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+
+
+class Tile(NamedTuple):
+    """A block of threads computes a tile of M × N outputs, K terms at a time; each thread has m × n of them."""
+
+    M: int
+    N: int
+    K: int
+    m: int
+    n: int
+
+    @property
+    def threads(self) -> int:
+        return self.M // self.m * (self.N // self.n)
+
+
+if SIMULATED:
+    THREADS, MOST_BLOCKS = 3, 2
+    LARGE, SMALL = Tile(8, 4, 2, 4, 2), Tile(4, 4, 2, 2, 2)
+    BUSY, SHORTEST_SPLIT = 2, 4
+    ROW_THREADS = 4
+else:
+    THREADS, MOST_BLOCKS = 256, 1 << 16
+    LARGE, SMALL = Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4)
+    BUSY, SHORTEST_SPLIT = 128, 256  # blocks that fill a GPU; terms that are worth a block of their own
+    ROW_THREADS = 128
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,231 @@
+"""Vector registers for njit code: a block of them, a `Tile`, is one value that loops can hold and update.
+
+LLVM is told to use vectors, instead of being trusted to find them; it turns them into AVX-512, AVX2, SSE or NEON
+instructions. A tile has rows × vectors registers, each of `lanes` numbers. Written as loops over its numbers:
+
+    tile = zeros(array, rows, vectors)                all 0; dtype from the array
+    tile = outer(tile, a, i, b, j, n)                 tile[r, v] += a[i + r] · b[j + v]
+    tile = dots(tile, a, rows_at, b, columns_at, p, n)
+        tile[r, c][lane] += a[rows_at[r] + p + lane] · b[columns_at[c] + p + lane]
+    add(tile, c, i, pitch, n), put(tile, …)           c[i + r·pitch + v] += (or =) tile[r, v]
+    sums(tile, c)                                     c[r·vectors + v] = Σ_lane tile[r, v][lane]
+
+n: how many numbers to the right of a row's start may be touched, None for all. Nothing else is checked: an index
+outside its array reads or writes outside it.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, models, register_model
+
+_TRIPLE, TARGET, _features = cpu_target.target_context.codegen().magic_tuple()
+FEATURES = frozenset(_features.split(","))  # of the processor that Numba compiles for: NUMBA_CPU_NAME or this one
+
+WIDTH = 64 if "+avx512f" in FEATURES else 32 if "+avx2" in FEATURES else 16  # bytes in a register
+REGISTERS = 32 if WIDTH == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
+ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
+DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
+
+_INT, _INDEX = ir.IntType(32), ir.IntType(64)
+
+
+def lanes_of(dtype: Any) -> int:
+    """Return how many numbers of a dtype one register holds."""
+    return WIDTH // np.dtype(dtype).itemsize
+
+
+class Tile(types.Type):
+    def __init__(self, dtype: types.Float, rows: int, vectors: int) -> None:
+        self.dtype, self.rows, self.vectors = dtype, rows, vectors
+        self.lanes = WIDTH * 8 // dtype.bitwidth
+        self.vector = ir.VectorType(ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType(), self.lanes)
+        self.places = [(r, v) for r in range(rows) for v in range(vectors)]
+        super().__init__(name=f"Tile({dtype}, {rows}, {vectors})")
+
+
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, manager, tile):
+        super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors))
+
+
+class _Code:
+    """Emits the instructions of one intrinsic."""
+
+    def __init__(self, context, builder, tile):
+        self.context, self.builder, self.tile = context, builder, tile
+        self.suffix = f"v{tile.lanes}f{tile.dtype.bitwidth}"
+
+    def at(self, array_type, array, *offsets):
+        """The address of array[sum(offsets)]."""
+        data = self.context.make_array(array_type)(self.context, self.builder, array).data
+        index = offsets[0]
+        for offset in offsets[1:]:
+            index = self.builder.add(index, offset)
+        return self.builder.gep(data, [index])
+
+    def call(self, name, result, *args, **options):
+        function_type = ir.FunctionType(result, [arg.type for arg in args])
+        return self.builder.call(
+            cgutils.get_or_insert_function(self.builder.module, function_type, name), args, **options
+        )
+
+    def mask(self, n, first):
+        """Which lanes stand for the numbers first, first + 1, … below n."""
+        numbers = ir.Constant(ir.VectorType(_INDEX, self.tile.lanes), list(range(first, first + self.tile.lanes)))
+        return self.builder.icmp_signed("<", numbers, self.repeated(n))
+
+    def repeated(self, value):
+        vector = ir.VectorType(value.type, self.tile.lanes)
+        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_INT, 0))
+        every = ir.Constant(ir.VectorType(_INT, self.tile.lanes), None)
+        return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), every)
+
+    def _vector_at(self, address):
+        return self.builder.bitcast(address, self.tile.vector.as_pointer())
+
+    def load(self, address, n=None, first=0):
+        pointer = self._vector_at(address)
+        align = self.tile.dtype.bitwidth // 8
+        if n is None:
+            value = self.builder.load(pointer)
+            value.align = align
+            return value
+        zero = ir.Constant(self.tile.vector, None)
+        name = f"llvm.masked.load.{self.suffix}.p0"
+        return self.call(name, self.tile.vector, pointer, ir.Constant(_INT, align), self.mask(n, first), zero)
+
+    def store(self, value, address, n=None, first=0):
+        pointer = self._vector_at(address)
+        align = self.tile.dtype.bitwidth // 8
+        if n is None:
+            self.builder.store(value, pointer).align = align
+            return
+        name = f"llvm.masked.store.{self.suffix}.p0"
+        self.call(name, ir.VoidType(), value, pointer, ir.Constant(_INT, align), self.mask(n, first))
+
+    def multiply_add(self, a, b, c):
+        return self.call(f"llvm.fmuladd.{self.suffix}", self.tile.vector, a, b, c)
+
+    def total(self, vector):
+        start = ir.Constant(vector.type.element, -0.0)
+        name = f"llvm.vector.reduce.fadd.{self.suffix}"
+        return self.call(name, vector.type.element, start, vector, fastmath=("reassoc",))
+
+    def get(self, tile, place):
+        return self.builder.extract_value(tile, place)
+
+    def set(self, tile, place, vector):
+        return self.builder.insert_value(tile, vector, place)
+
+
+def _count(n_type, n):
+    return None if isinstance(n_type, types.NoneType) else n
+
+
+@intrinsic
+def lanes(typing, array):
+    """The numbers in one register of the array's dtype."""
+
+    def code(context, builder, signature, args):
+        return ir.Constant(_INDEX, WIDTH * 8 // signature.args[0].dtype.bitwidth)
+
+    return types.intp(array), code
+
+
+@intrinsic
+def zeros(typing, array, rows, vectors):
+    if not isinstance(rows, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
+        return None
+    tile = Tile(array.dtype, rows.literal_value, vectors.literal_value)
+
+    def code(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(tile), None)
+
+    return tile(array, rows, vectors), code
+
+
+@intrinsic
+def outer(typing, tile, a, i, b, j, n):
+    """tile[r, v] += a[i + r] · b[j + v]: every loaded number takes part in a row or a column of multiply-adds."""
+
+    def code(context, builder, signature, args):
+        emit = _Code(context, builder, tile)
+        total, a_value, i_value, b_value, j_value, n_value = args
+        n_value = _count(n, n_value)
+        step = [ir.Constant(_INDEX, v * tile.lanes) for v in range(tile.vectors)]
+        row = [emit.load(emit.at(b, b_value, j_value, step[v]), n_value, v * tile.lanes) for v in range(tile.vectors)]
+        for r in range(tile.rows):
+            factor = emit.repeated(builder.load(emit.at(a, a_value, i_value, ir.Constant(_INDEX, r))))
+            for v in range(tile.vectors):
+                place = r * tile.vectors + v
+                total = emit.set(total, place, emit.multiply_add(factor, row[v], emit.get(total, place)))
+        return total
+
+    return tile(tile, a, types.intp, b, types.intp, n), code
+
+
+@intrinsic
+def dots(typing, tile, a, rows_at, b, columns_at, p, n):
+    """tile[r, c] += a[rows_at[r] + p …] · b[columns_at[c] + p …], lane by lane."""
+
+    def code(context, builder, signature, args):
+        emit = _Code(context, builder, tile)
+        total, a_value, rows_value, b_value, columns_value, p_value, n_value = args
+        n_value = _count(n, n_value)
+
+        def vectors(array, value, table, offsets, count):
+            starts = [builder.load(emit.at(table, offsets, ir.Constant(_INDEX, k))) for k in range(count)]
+            return [emit.load(emit.at(array, value, start, p_value), n_value) for start in starts]
+
+        left = vectors(a, a_value, rows_at, rows_value, tile.rows)
+        right = vectors(b, b_value, columns_at, columns_value, tile.vectors)
+        for place, (r, c) in enumerate(tile.places):
+            total = emit.set(total, place, emit.multiply_add(left[r], right[c], emit.get(total, place)))
+        return total
+
+    return tile(tile, a, rows_at, b, columns_at, types.intp, n), code
+
+
+def _write(added):
+    def write(typing, tile, c, i, pitch, n):
+        def code(context, builder, signature, args):
+            emit = _Code(context, builder, tile)
+            total, c_value, i_value, pitch_value, n_value = args
+            n_value = _count(n, n_value)
+            for place, (r, v) in enumerate(tile.places):
+                first = v * tile.lanes
+                row = builder.mul(pitch_value, ir.Constant(_INDEX, r))
+                address = emit.at(c, c_value, i_value, row, ir.Constant(_INDEX, first))
+                value = emit.get(total, place)
+                if added:
+                    value = builder.fadd(emit.load(address, n_value, first), value)
+                emit.store(value, address, n_value, first)
+            return context.get_dummy_value()
+
+        return types.void(tile, c, types.intp, types.intp, n), code
+
+    return intrinsic(write)
+
+
+add = _write(added=True)
+put = _write(added=False)
+
+
+@intrinsic
+def sums(typing, tile, c):
+    """c[r·vectors + v] = the sum of the lanes of tile[r, v]"""
+
+    def code(context, builder, signature, args):
+        emit = _Code(context, builder, tile)
+        for place in range(len(tile.places)):
+            total = emit.total(emit.get(args[0], place))
+            builder.store(total, emit.at(c, args[1], ir.Constant(_INDEX, place)))
+        return context.get_dummy_value()
+
+    return types.void(tile, c), code
