@@ -20,7 +20,7 @@ Blocks = tuple[int, int, int]
 Capability = tuple[int, int]
 
 device = cuda.jit(device=True, inline="always")  # for functions that kernels call: they become part of the kernel
-_NUMBA = {torch.float32: types.float32, torch.float64: types.float64, torch.int64: types.int64}
+_NUMBA: dict[torch.dtype, Any] = {torch.float32: types.float32, torch.float64: types.float64, torch.int64: types.int64}
 _lock = threading.Lock()
 
 
@@ -92,7 +92,7 @@ def size(array: Any) -> int:
 SLOT = 8
 
 
-def _type(arg: Any, real: types.Float) -> types.Type:
+def _type(arg: Any, real: types.Type) -> types.Type:
     """The Numba type of an argument; Python floats become `real`."""
     if isinstance(arg, torch.Tensor):
         return types.Array(_NUMBA[arg.dtype], arg.ndim, "C")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from numba.core import config
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+SIMULATED = bool(config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 
 
 class Tile(NamedTuple):
