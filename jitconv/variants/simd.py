@@ -8,6 +8,7 @@ instructions. A tile has rows × vectors registers, each of `lanes` numbers. Wri
     tile = dots(tile, a, rows_at, b, columns_at, p, n)
         tile[r, c][lane] += a[rows_at[r] + p + lane] · b[columns_at[c] + p + lane]
     add(tile, c, i, pitch, n), put(tile, …)           c[i + r·pitch + v] += (or =) tile[r, v]
+    move(a, i, b, j, added, n)                        b[j + v] = a[i + v] + added, for one register
     sums(tile, c)                                     c[r·vectors + v] = Σ_lane tile[r, v][lane]
 
 n: how many numbers to the right of a row's start may be touched, None for all. Nothing else is checked: an index
@@ -215,6 +216,23 @@ def _write(added):
 
 add = _write(added=True)
 put = _write(added=False)
+
+
+@intrinsic
+def move(typing, source, i, target, j, added, n):
+    """target[j + v] = source[i + v] + added, for one register."""
+    tile = Tile(source.dtype, 1, 1)
+
+    def code(context, builder, signature, args):
+        emit = _Code(context, builder, tile)
+        source_value, i_value, target_value, j_value, added_value, n_value = args
+        n_value = _count(n, n_value)
+        value = emit.load(emit.at(source, source_value, i_value), n_value)
+        value = builder.fadd(value, emit.repeated(added_value))
+        emit.store(value, emit.at(target, target_value, j_value), n_value)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, source.dtype, n), code
 
 
 @intrinsic

@@ -52,10 +52,14 @@ class Kernel:
         self.serial = serial
         self.parallel = parallel
 
+    def run(self, kernel: Callable[..., None], threads: int, *args: Any) -> None:
+        """Call one of the two; `threads` is for kernels that share out their work themselves."""
+        kernel(*args)
+
     def __call__(self, *args: Any) -> None:
         threads = count()
         if threads == 1:
-            self.serial(*args)
+            self.run(self.serial, 1, *args)
             return
         if not _launched:
             _launch()
@@ -63,7 +67,7 @@ class Kernel:
             before = numba.get_num_threads()
             numba.set_num_threads(threads)
             try:
-                self.parallel(*args)
+                self.run(self.parallel, threads, *args)
             finally:
                 numba.set_num_threads(before)
 

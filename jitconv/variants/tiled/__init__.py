@@ -1,0 +1,46 @@
+"""`jit-tiled`: kernels that keep a tile of the result in vector registers, on all cores.
+
+product.py and dots.py are the two ways to fill a tile, conv2d.py, linear.py and pooling.py the layers made of them.
+What is left, the layers without products, is bound by memory already: `jit-parallel` computes them.
+"""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from jitconv.variants import Variant, get
+from jitconv.variants.compiling import FAST, njit
+from jitconv.variants.threads import Kernel
+from jitconv.variants.tiled import conv2d, linear
+
+plain = get("jit-parallel").ops
+
+
+class Tiled(Kernel):
+    """A driver compiled for one core and for several, told how many workers share its work.
+
+    Where it returns False, because a number that is not finite met zeros that are not part of the sum, the plain
+    loops compute the result anew.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        parallel = FunctionType(driver.__code__, driver.__globals__, driver.__name__, driver.__defaults__)
+        parallel.__qualname__, parallel.__module__ = f"{driver.__qualname__}.parallel", driver.__module__
+        super().__init__(njit(driver, fastmath=FAST), njit(parallel, fastmath=FAST, parallel=True))
+        self.plain: Callable[..., None] = plain[driver.__name__]
+
+    def run(self, kernel: Callable[..., Any], threads: int, *args: Any) -> None:
+        if kernel(threads, *args) is False:
+            self.plain(*args)
+
+
+_drivers = (
+    conv2d.conv2d,
+    conv2d.conv2d_grad_input,
+    conv2d.conv2d_grad_weight,
+    linear.linear,
+    linear.linear_grad_input,
+    linear.linear_grad_weight,
+)
+_borrowed = {op: kernel for op, kernel in plain.items() if not op.startswith("flatten")}  # flatten is a view
+VARIANTS = (Variant("jit-tiled", "cpu", {**_borrowed, **{driver.__name__: Tiled(driver) for driver in _drivers}}),)
