@@ -12,7 +12,7 @@ from jitconv.verify import check
 
 assert SIMULATED, "run it with NUMBA_ENABLE_CUDASIM=1"
 
-NAMES = ("cuda",)
+NAMES = ("cuda", "cuda-tiled")
 VARIANTS = [variants.add(replace(variants.get(name), name=f"{name} simulated", device="cpu")).name for name in NAMES]
 
 

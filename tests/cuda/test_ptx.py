@@ -19,7 +19,7 @@ from jitconv.cases import CASES
 from jitconv.variants.cuda.launch import Kernel, parameters
 from jitconv.verify import Expected, results
 
-NAMES = ("cuda",)
+NAMES = ("cuda", "cuda-tiled")
 LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "log_softmax", "cross_entropy")
 MOST_REGISTERS = 255
 

@@ -3,6 +3,6 @@
 sizes.py says how many threads do how much, launch.py how a kernel gets onto the GPU, grid.py is `cuda`.
 """
 
-from jitconv.variants.cuda import grid
+from jitconv.variants.cuda import grid, tiled
 
-VARIANTS = (grid.VARIANT,)
+VARIANTS = (grid.VARIANT, tiled.VARIANT)

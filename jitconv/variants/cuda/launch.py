@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from numba import cuda, types
 
@@ -80,6 +81,11 @@ def arrays(args: Args) -> Iterator[Any]:
             yield from arrays(arg)
         elif hasattr(arg, "shape"):
             yield arg
+
+
+def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return uninitialised memory of an array's kind, dtype and device."""
+    return array.new_empty(shape) if isinstance(array, torch.Tensor) else np.empty(shape, array.dtype)
 
 
 def size(array: Any) -> int:

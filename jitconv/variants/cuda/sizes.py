@@ -26,14 +26,16 @@ class Tile(NamedTuple):
 
 if SIMULATED:
     THREADS, MOST_BLOCKS = 3, 2
-    LARGE, SMALL = Tile(8, 4, 2, 4, 2), Tile(4, 4, 2, 2, 2)
+    LARGE, SMALL = Tile(8, 8, 4, 4, 4), Tile(4, 4, 2, 2, 2)
     BUSY, SHORTEST_SPLIT = 2, 4
     ROW_THREADS = 4
+    ALIGNMENT = None  # of shared memory, in bytes; the simulator has none
 else:
     THREADS, MOST_BLOCKS = 256, 1 << 16
-    LARGE, SMALL = Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4)
+    LARGE, SMALL = Tile(128, 64, 8, 8, 8), Tile(64, 64, 16, 4, 4)
     BUSY, SHORTEST_SPLIT = 128, 256  # blocks that fill a GPU; terms that are worth a block of their own
     ROW_THREADS = 128
+    ALIGNMENT = 16
 
 
 def ceil_div(a: int, b: int) -> int:

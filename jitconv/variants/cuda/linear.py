@@ -1,0 +1,29 @@
+"""linear for `cuda-tiled`: three tiled products; the bias is added where the result is written."""
+
+from typing import Any
+
+from jitconv.variants.cuda.launch import device
+from jitconv.variants.cuda.matmul import COLUMNS, ROWS, multiply
+
+
+@device
+def put_with_bias(out, layer, z, n, j, value):
+    """out: (splits, N, O); the first split brings the bias"""
+    (bias,) = layer
+    if n < out.shape[1] and j < out.shape[2]:
+        out[z, n, j] = value + bias[j] if z == 0 else value
+
+
+def linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
+    """Z = X·Wᵀ + B"""
+    multiply(x[None], ROWS, weight[None], ROWS, out[None], x.shape[1], (bias,), put_with_bias)
+
+
+def linear_grad_input(grad: Any, weight: Any, out: Any) -> None:
+    """∂X = ∂Z·W"""
+    multiply(grad[None], ROWS, weight[None], COLUMNS, out[None], weight.shape[0])
+
+
+def linear_grad_weight(grad: Any, x: Any, out: Any) -> None:
+    """∂W = ∂Zᵀ·X"""
+    multiply(grad[None], COLUMNS, x[None], COLUMNS, out[None], x.shape[0])

@@ -1,0 +1,206 @@
+"""The tiled matrix product out[m, n] = Σ_k a[m, k] · b[k, n], under linear, conv2d and their gradients.
+
+A block of threads computes a tile of the output. It copies a strip of `a` (tile.M × tile.K) and of `b` into shared
+memory, from which each thread multiplies tile.m rows by tile.n columns in registers: every value that was loaded from
+memory is used tile.N or tile.M times, every value from shared memory tile.n or tile.m times. While a strip is
+multiplied the next one is on its way, and goes into a second buffer. The compiler reads four neighbours in shared
+memory at once (ld.shared.v4), because it can see that they are aligned.
+
+Matrices are read and written through small functions, so that a convolution never has to write out its columns.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numba import cuda
+
+from jitconv.variants.cuda.grid import grid_range, number
+from jitconv.variants.cuda.launch import Kernel, PerElement, device, empty_like
+from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LARGE, SHORTEST_SPLIT, SMALL, Tile, ceil_div
+from jitconv.variants.scalar import BLOCK
+
+PAD = 4  # keeps rows in shared memory apart, so that threads of a warp write to different banks
+
+
+class Matrix(NamedTuple):
+    """How to read a matrix of a product. at(array, layer, group, index, k): the value at row or column `index`.
+
+    along_k: neighbours in memory are neighbours in k. `layer` is what the layer's own functions need to know.
+    """
+
+    at: Callable[..., Any]
+    along_k: bool
+
+
+@device
+def rows_at(array, layer, group, index, k):
+    """array: (groups, M or N, K)"""
+    return array[group, index, k] if index < array.shape[1] else number(array, 0)
+
+
+@device
+def columns_at(array, layer, group, index, k):
+    """array: (groups, K, M or N)"""
+    return array[group, k, index] if index < array.shape[2] else number(array, 0)
+
+
+ROWS, COLUMNS = Matrix(rows_at, True), Matrix(columns_at, False)
+
+
+@device
+def put(out, layer, z, m, n, value):
+    """out: (splits · groups, M, N)"""
+    if m < out.shape[1] and n < out.shape[2]:
+        out[z, m, n] = value
+
+
+@device
+def along_k(element, extent, K):
+    """Which (index, k) of a strip the threads copy in which order: k first"""
+    return element // K, element % K
+
+
+@device
+def along_index(element, extent, K):
+    return element % extent, element // extent
+
+
+def _lane(extent: int, per_thread: int) -> Any:
+    """Return where in a tile a thread's r-th row or column lies: groups of up to four neighbours."""
+    width = min(per_thread, 4)
+    gap = extent // per_thread * width
+
+    @device
+    def lane(thread, r):
+        return r // width * gap + thread * width + r % width
+
+    return lane
+
+
+def _copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
+    """Return how threads fetch a strip (extent × tile.K) of a matrix into registers, and store it in shared memory."""
+    K, threads = tile.K, tile.threads
+    share = extent * K // threads
+    value_at, order = matrix.at, along_k if matrix.along_k else along_index
+
+    @device
+    def fetch(array, layer, group, first, k0, stop, thread, kept):
+        for r in range(share):
+            index, k = order(thread + r * threads, extent, K)
+            kept[r] = value_at(array, layer, group, first + index, k0 + k) if k0 + k < stop else number(array, 0)
+
+    @device
+    def store(kept, thread, buffer, strips):
+        for r in range(share):
+            index, k = order(thread + r * threads, extent, K)
+            strips[buffer, k, index] = kept[r]
+
+    return fetch, store
+
+
+@functools.cache
+def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., None]) -> Kernel:
+    """Return the kernel (a, b, out, layer, groups, columns, depth) that multiplies such matrices tile by tile."""
+    M, N, K, m, n = tile
+    threads, row_threads = tile.threads, N // n
+    pitch_a, pitch_b = M + PAD, N + PAD
+    share_a, share_b = M * K // threads, N * K // threads
+    fetch_a, store_a = _copier(a_matrix, M, tile)
+    fetch_b, store_b = _copier(b_matrix, N, tile)
+    lane_m, lane_n = _lane(M, m), _lane(N, n)
+    run = max(BLOCK, K)  # terms that are added up on their own: the rounding error of long sums stays small
+
+    @device
+    def multiply(strips_a, strips_b, buffer, row, col, part_a, part_b, sums):
+        for k in range(K):
+            for i in range(m):
+                for j in range(n):
+                    sums[i, j] += strips_a[buffer, k, lane_m(row, i)] * strips_b[buffer, k, lane_n(col, j)]
+
+    def kernel(a, b, out, layer, groups, columns, depth):
+        strips_a = cuda.shared.array((2, K, pitch_a), a.dtype, alignment=ALIGNMENT)
+        strips_b = cuda.shared.array((2, K, pitch_b), a.dtype, alignment=ALIGNMENT)
+        next_a, next_b = cuda.local.array(share_a, a.dtype), cuda.local.array(share_b, a.dtype)
+        part_a, part_b = cuda.local.array(m, a.dtype), cuda.local.array(n, a.dtype)
+        sums, totals = cuda.local.array((m, n), a.dtype), cuda.local.array((m, n), a.dtype)
+
+        thread = cuda.threadIdx.x & (threads - 1)  # the mask changes nothing, but shows that no index is negative
+        row, col = thread // row_threads, thread % row_threads
+        tile_m, tile_n = divmod(cuda.blockIdx.x, (columns + N - 1) // N)
+        split, group = divmod(cuda.blockIdx.z, groups)
+        first_m, first_n = tile_m * M, tile_n * N
+        share = (depth + cuda.gridDim.z // groups - 1) // (cuda.gridDim.z // groups)
+        start, stop = split * share, min(depth, (split + 1) * share)
+
+        clear(totals)
+        buffer = 0
+        fetch_a(a, layer, group, first_m, start, stop, thread, next_a)
+        fetch_b(b, layer, group, first_n, start, stop, thread, next_b)
+        store_a(next_a, thread, buffer, strips_a)
+        store_b(next_b, thread, buffer, strips_b)
+        cuda.syncthreads()
+        for first in range(start, stop, run):
+            clear(sums)
+            for k0 in range(first, min(first + run, stop), K):
+                fetch_a(a, layer, group, first_m, k0 + K, stop, thread, next_a)
+                fetch_b(b, layer, group, first_n, k0 + K, stop, thread, next_b)
+                multiply(strips_a, strips_b, buffer, row, col, part_a, part_b, sums)
+                buffer = (buffer + 1) & 1
+                store_a(next_a, thread, buffer, strips_a)
+                store_b(next_b, thread, buffer, strips_b)
+                cuda.syncthreads()
+            for i in range(m):
+                for j in range(n):
+                    totals[i, j] += sums[i, j]
+
+        for i in range(m):
+            for j in range(n):
+                at_m, at_n = first_m + lane_m(row, i), first_n + lane_n(col, j)
+                put(out, layer, cuda.blockIdx.z, at_m, at_n, totals[i, j])
+
+    return Kernel(kernel)
+
+
+@device
+def clear(tile):
+    for i in range(tile.shape[0]):
+        for j in range(tile.shape[1]):
+            tile[i, j] = 0
+
+
+def _add_up(parts, out):
+    """out[e] = Σ_s parts[s, e]"""
+    for e in grid_range(out.size):
+        total = number(parts, 0)
+        for s in range(parts.shape[0]):
+            total += parts[s, e]
+        out[e] = total
+
+
+add_up = PerElement(_add_up)
+
+
+def multiply(
+    a: Any, a_matrix: Matrix, b: Any, b_matrix: Matrix, out: Any, depth: int,
+    layer: tuple[Any, ...] = (), put: Callable[..., None] = put,
+) -> None:  # fmt: skip
+    """Fill out: (groups, M, N) with the products of a and b over `depth` terms.
+
+    Where the tiles of the output are too few for a GPU, the terms are split between blocks, and then added up.
+    """
+    groups, M, N = out.shape
+    tile = choose(groups, M, N, out)
+    tiles = ceil_div(M, tile.M) * ceil_div(N, tile.N)
+    splits = max(1, min(BUSY // (tiles * groups), depth // SHORTEST_SPLIT))
+    parts = out if splits == 1 else empty_like(out, (splits * groups, M, N))
+    kernel = product(tile, a_matrix, b_matrix, put)
+    kernel.launch((tiles, 1, groups * splits), tile.threads, a, b, parts, layer, groups, N, depth)
+    if splits > 1:
+        add_up(parts.reshape(splits, -1), out.reshape(-1))
+
+
+def choose(groups: int, M: int, N: int, like: Any) -> Tile:
+    """Return the large tile, which loads less, where it still makes enough blocks; float64 has no room for it."""
+    enough = groups * ceil_div(M, LARGE.M) * ceil_div(N, LARGE.N) >= BUSY
+    return LARGE if enough and like.dtype.itemsize == 4 else SMALL
