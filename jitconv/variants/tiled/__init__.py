@@ -11,7 +11,7 @@ from typing import Any
 from jitconv.variants import Variant, get
 from jitconv.variants.compiling import FAST, njit
 from jitconv.variants.threads import Kernel
-from jitconv.variants.tiled import conv2d, linear
+from jitconv.variants.tiled import conv2d, linear, pooling
 
 plain = get("jit-parallel").ops
 
@@ -19,8 +19,8 @@ plain = get("jit-parallel").ops
 class Tiled(Kernel):
     """A driver compiled for one core and for several, told how many workers share its work.
 
-    Where it returns False, because a number that is not finite met zeros that are not part of the sum, the plain
-    loops compute the result anew.
+    Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
+    number that is not finite met zeros that are not part of the sum.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -38,6 +38,8 @@ _drivers = (
     conv2d.conv2d,
     conv2d.conv2d_grad_input,
     conv2d.conv2d_grad_weight,
+    pooling.max_pool2d,
+    pooling.max_pool2d_grad_input,
     linear.linear,
     linear.linear_grad_input,
     linear.linear_grad_weight,

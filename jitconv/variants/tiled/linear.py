@@ -33,15 +33,26 @@ def linear(workers, x, weight, bias, out):
             first, last = share(O, worker, workers, 1)
             _few_images(x, weight, out, first, last)
     else:
-        turned = np.empty((weight.shape[1], O), weight.dtype)
+        turned = np.empty((weight.shape[1], (O + 31) // 32 * 32 + 16), weight.dtype)  # not a power of two
         panels = np.empty(x.size, x.dtype)
         pack(x, panels)
         for worker in prange(workers):
             first, last = share(O, worker, workers, VECTORS * lanes(x))
-            turned[:, first:last] = weight[first:last].T
+            _turn(weight, first, last, turned)
             product(
                 panels, N, turned.reshape(-1)[first:], rows_of(turned), last - first, out.reshape(-1)[first:], O, True, False
             )  # fmt: skip
+
+
+@inner
+def _turn(weight, first, last, turned):
+    """turned[i, j] = weight[j, i], a cache line of each row at a time."""
+    for start in range(first, last, 16):
+        rows = weight[start : min(start + 16, last)]
+        for i in range(weight.shape[1]):
+            line = turned[i, start : start + 16]
+            for j in range(rows.shape[0]):
+                line[j] = rows[j, i]
 
 
 @inner

@@ -7,11 +7,14 @@ image itself, shifted to one tap of the kernel. Nothing is copied into columns.
 
 from functools import partial
 
+import numpy as np
+
 from jitconv.variants.compiling import njit
 from jitconv.variants.simd import ROWS, VECTORS, add, lanes, move, outer, put, zeros
 
 DEPTH = 128  # terms of a sum that are added up on their own: it bounds the rounding error
 WIDTH = 512  # columns of B that all rows of A pass over before the next ones: they fit the second-level cache
+PITCH = WIDTH + 32  # between gathered rows: a power of two would send them all to the same places of the cache
 
 inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
 
@@ -103,12 +106,25 @@ def product(panels, M, b, offsets, columns, c, pitch, added, padded):
         for m in range(M):
             c[m * pitch : m * pitch + columns] = 0
     rows = panel_rows(M)
+    gathered = not padded and M > 2 * ROWS
+    block = np.empty(DEPTH * PITCH if gathered else 0, c.dtype)
     for start in range(0, columns, WIDTH):
         stop = min(start + WIDTH, columns)
         for k in range(0, K, DEPTH):
-            taps = offsets[k : k + DEPTH]
+            source, taps = b, offsets[k : k + DEPTH]
+            if gathered:
+                source, taps = block, _gather(b, taps, start, stop, block)
             first = k == 0 and not added
             for m in range(0, M, rows):
                 height = min(rows, M - m)
                 panel = panels[m * K + k * height :]
-                _panels(height, panel, b, taps, c[m * pitch :], pitch, start, stop, first, padded)
+                _panels(height, panel, source, taps, c[m * pitch :], pitch, start, stop, first, padded)
+
+
+@inner
+def _gather(b, taps, start, stop, block):
+    """Copy the columns from start to stop of some rows of B side by side: far apart, they would share cache lines."""
+    zero = block.dtype.type(0)
+    for k in range(taps.shape[0]):
+        copy(b, taps[k] + start, block, k * PITCH, stop - start, zero)
+    return np.arange(taps.shape[0]) * PITCH - start

@@ -1,0 +1,59 @@
+"""max_pool2d: windows of 2×2 that do not overlap as vector maxima, and the gradient of windows that do not overlap.
+
+Both are bound by reading the input once. Other windows are left to the plain loops.
+"""
+
+from numba import prange
+
+from jitconv.variants.simd import lanes, max_2x2
+from jitconv.variants.tiled.product import inner
+
+
+def max_pool2d(workers, x, kernel_size, stride, padding, dilation, out, indices):
+    """z[n, c, row, col] = max over the window, and its index; False for windows other than 2×2 side by side."""
+    if kernel_size != (2, 2) or stride != (2, 2) or padding != (0, 0) or dilation != (1, 1):
+        return False
+    H, W = x.shape[2:]
+    H_out, W_out = out.shape[2:]
+    if 2 * H_out > H or 2 * W_out > W:  # ceil_mode: the last windows reach over the edge
+        return False
+    planes = out.shape[0] * out.shape[1]
+    for worker in prange(workers):
+        _windows(worker * planes // workers, (worker + 1) * planes // workers, x, out, indices)
+    return True
+
+
+@inner
+def _windows(begin, end, x, out, indices):
+    H, W = x.shape[2:]
+    H_out, W_out = out.shape[2:]
+    source, target, places = x.reshape(-1), out.reshape(-1), indices.reshape(-1)
+    for plane in range(begin, end):
+        for row in range(H_out):
+            i, o = (plane * H + 2 * row) * W, (plane * H_out + row) * W_out
+            for col in range(0, W_out, lanes(x)):
+                max_2x2(source, i + 2 * col, W, 2 * row * W + 2 * col, target, o + col, places, W_out - col)
+
+
+def max_pool2d_grad_input(workers, grad, indices, kernel_size, stride, padding, dilation, out):
+    """∂x = ∂z where the window's maximum was, 0 elsewhere; False for windows that may share one."""
+    if (kernel_size[0] - 1) * dilation[0] >= stride[0] or (kernel_size[1] - 1) * dilation[1] >= stride[1]:
+        return False
+    planes = out.shape[0] * out.shape[1]
+    for worker in prange(workers):
+        _give_back(worker * planes // workers, (worker + 1) * planes // workers, grad, indices, out)
+    return True
+
+
+@inner
+def _give_back(begin, end, grad, indices, out):
+    """Each window writes only where its own maximum is, so no two write to one place."""
+    size, windows = out.shape[2] * out.shape[3], grad.shape[2] * grad.shape[3]
+    source, places, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
+    for plane in range(begin, end):
+        mine = target[plane * size : (plane + 1) * size]
+        mine[:] = 0
+        for window in range(plane * windows, (plane + 1) * windows):
+            place = places[window]
+            if 0 <= place < size:
+                mine[place] = source[window]
