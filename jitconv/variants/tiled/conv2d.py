@@ -255,7 +255,6 @@ def _spread(first, last, grad, weight, geometry, out):
     z_pitch = padded_length(at_once * pitch, grad)
     z = np.empty(C_group * z_pitch, grad.dtype)
     panels = np.empty(C_group * F * weight.shape[2] * weight.shape[3], grad.dtype)
-    last_group = -1
     for g in range(groups):
         for a in range(planes.phases[0]):
             for b in range(planes.phases[1]):

@@ -39,9 +39,8 @@ def linear(workers, x, weight, bias, out):
         for worker in prange(workers):
             first, last = share(O, worker, workers, VECTORS * lanes(x))
             _turn(weight, first, last, turned)
-            product(
-                panels, N, turned.reshape(-1)[first:], rows_of(turned), last - first, out.reshape(-1)[first:], O, True, False
-            )  # fmt: skip
+            b, c = turned.reshape(-1)[first:], out.reshape(-1)[first:]
+            product(panels, N, b, rows_of(turned), last - first, c, O, True, False)
 
 
 @inner
@@ -70,9 +69,8 @@ def linear_grad_input(workers, grad, weight, out):
     pack(grad, panels)
     for worker in prange(workers):
         first, last = share(I, worker, workers, VECTORS * lanes(grad))
-        product(
-            panels, N, weight.reshape(-1)[first:], rows_of(weight), last - first, out.reshape(-1)[first:], I, False, False
-        )  # fmt: skip
+        b, c = weight.reshape(-1)[first:], out.reshape(-1)[first:]
+        product(panels, N, b, rows_of(weight), last - first, c, I, False, False)
 
 
 def linear_grad_weight(workers, grad, x, out):
