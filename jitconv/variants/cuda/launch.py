@@ -103,7 +103,7 @@ def _type(arg: Any, real: types.Type) -> types.Type:
     if isinstance(arg, torch.Tensor):
         return types.Array(_NUMBA[arg.dtype], arg.ndim, "C")
     if isinstance(arg, tuple):
-        return types.BaseTuple.from_types([_type(each, real) for each in arg])
+        return types.BaseTuple.from_types([_type(each, real) for each in arg], type(arg))
     return real if isinstance(arg, float) else types.int64
 
 

@@ -16,14 +16,17 @@ def put_with_bias(out, layer, z, n, j, value):
 
 def linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
     """Z = X·Wᵀ + B"""
-    multiply(x[None], ROWS, weight[None], ROWS, out[None], x.shape[1], (bias,), put_with_bias)
+    N, O = out.shape
+    multiply(x[None], weight[None], out[None], (ROWS, ROWS), (1, N, O), x.shape[1], (bias,), put_with_bias)
 
 
 def linear_grad_input(grad: Any, weight: Any, out: Any) -> None:
     """∂X = ∂Z·W"""
-    multiply(grad[None], ROWS, weight[None], COLUMNS, out[None], weight.shape[0])
+    N, I = out.shape
+    multiply(grad[None], weight[None], out[None], (ROWS, COLUMNS), (1, N, I), weight.shape[0])
 
 
 def linear_grad_weight(grad: Any, x: Any, out: Any) -> None:
     """∂W = ∂Zᵀ·X"""
-    multiply(grad[None], COLUMNS, x[None], COLUMNS, out[None], x.shape[0])
+    O, I = out.shape
+    multiply(grad[None], x[None], out[None], (COLUMNS, COLUMNS), (1, O, I), x.shape[0])

@@ -3,8 +3,8 @@
 A block of threads computes a tile of the output. It copies a strip of `a` (tile.M × tile.K) and of `b` into shared
 memory, from which each thread multiplies tile.m rows by tile.n columns in registers: every value that was loaded from
 memory is used tile.N or tile.M times, every value from shared memory tile.n or tile.m times. While a strip is
-multiplied the next one is on its way, and goes into a second buffer. The compiler reads four neighbours in shared
-memory at once (ld.shared.v4), because it can see that they are aligned.
+multiplied the next one is on its way, and goes into a second buffer. Neighbours in shared memory are read several at once
+(ld.shared.v4), as far as the compiler sees that they are aligned.
 
 Matrices are read and written through small functions, so that a convolution never has to write out its columns.
 """
@@ -17,8 +17,7 @@ from numba import cuda
 
 from jitconv.variants.cuda.grid import grid_range, number
 from jitconv.variants.cuda.launch import Kernel, PerElement, device, empty_like
-from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LARGE, SHORTEST_SPLIT, SMALL, Tile, ceil_div
-from jitconv.variants.scalar import BLOCK
+from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LARGE, RUN, SHORTEST_SPLIT, SMALL, Tile, ceil_div
 
 PAD = 4  # keeps rows in shared memory apart, so that threads of a warp write to different banks
 
@@ -109,10 +108,9 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
     fetch_a, store_a = _copier(a_matrix, M, tile)
     fetch_b, store_b = _copier(b_matrix, N, tile)
     lane_m, lane_n = _lane(M, m), _lane(N, n)
-    run = max(BLOCK, K)  # terms that are added up on their own: the rounding error of long sums stays small
 
     @device
-    def multiply(strips_a, strips_b, buffer, row, col, part_a, part_b, sums):
+    def multiply_strips(strips_a, strips_b, buffer, row, col, sums):
         for k in range(K):
             for i in range(m):
                 for j in range(n):
@@ -122,7 +120,6 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
         strips_a = cuda.shared.array((2, K, pitch_a), a.dtype, alignment=ALIGNMENT)
         strips_b = cuda.shared.array((2, K, pitch_b), a.dtype, alignment=ALIGNMENT)
         next_a, next_b = cuda.local.array(share_a, a.dtype), cuda.local.array(share_b, a.dtype)
-        part_a, part_b = cuda.local.array(m, a.dtype), cuda.local.array(n, a.dtype)
         sums, totals = cuda.local.array((m, n), a.dtype), cuda.local.array((m, n), a.dtype)
 
         thread = cuda.threadIdx.x & (threads - 1)  # the mask changes nothing, but shows that no index is negative
@@ -140,12 +137,12 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
         store_a(next_a, thread, buffer, strips_a)
         store_b(next_b, thread, buffer, strips_b)
         cuda.syncthreads()
-        for first in range(start, stop, run):
+        for first in range(start, stop, RUN):
             clear(sums)
-            for k0 in range(first, min(first + run, stop), K):
+            for k0 in range(first, min(first + RUN, stop), K):
                 fetch_a(a, layer, group, first_m, k0 + K, stop, thread, next_a)
                 fetch_b(b, layer, group, first_n, k0 + K, stop, thread, next_b)
-                multiply(strips_a, strips_b, buffer, row, col, part_a, part_b, sums)
+                multiply_strips(strips_a, strips_b, buffer, row, col, sums)
                 buffer = (buffer + 1) & 1
                 store_a(next_a, thread, buffer, strips_a)
                 store_b(next_b, thread, buffer, strips_b)
@@ -182,19 +179,21 @@ add_up = PerElement(_add_up)
 
 
 def multiply(
-    a: Any, a_matrix: Matrix, b: Any, b_matrix: Matrix, out: Any, depth: int,
+    a: Any, b: Any, out: Any, matrices: tuple[Matrix, Matrix], shape: tuple[int, int, int], depth: int,
     layer: tuple[Any, ...] = (), put: Callable[..., None] = put,
 ) -> None:  # fmt: skip
-    """Fill out: (groups, M, N) with the products of a and b over `depth` terms.
+    """Fill out with products of shape (groups, M, N) over `depth` terms.
 
-    Where the tiles of the output are too few for a GPU, the terms are split between blocks, and then added up.
+    Where the tiles of a plain out, (groups, M, N), are too few for a GPU, the terms are split between blocks and their
+    sums added up afterwards. An out of another form is never split: its own `put` finds the elements' places.
     """
-    groups, M, N = out.shape
+    groups, M, N = shape
     tile = choose(groups, M, N, out)
     tiles = ceil_div(M, tile.M) * ceil_div(N, tile.N)
-    splits = max(1, min(BUSY // (tiles * groups), depth // SHORTEST_SPLIT))
+    plain = tuple(out.shape) == shape
+    splits = max(1, min(BUSY // (tiles * groups), depth // SHORTEST_SPLIT)) if plain else 1
     parts = out if splits == 1 else empty_like(out, (splits * groups, M, N))
-    kernel = product(tile, a_matrix, b_matrix, put)
+    kernel = product(tile, *matrices, put)
     kernel.launch((tiles, 1, groups * splits), tile.threads, a, b, parts, layer, groups, N, depth)
     if splits > 1:
         add_up(parts.reshape(splits, -1), out.reshape(-1))

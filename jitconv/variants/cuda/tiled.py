@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
-from jitconv.variants.cuda import grid, linear
+from jitconv.variants.cuda import conv2d, grid, linear
 
-_TILED = (linear.linear, linear.linear_grad_input, linear.linear_grad_weight)
+_TILED = (
+    conv2d.conv2d, conv2d.conv2d_grad_input, conv2d.conv2d_grad_weight,
+    linear.linear, linear.linear_grad_input, linear.linear_grad_weight,
+)  # fmt: skip
 
 VARIANT = replace(
     grid.VARIANT,

@@ -1,0 +1,160 @@
+"""conv2d for `cuda-tiled`: a matrix product over columns that are never written out, or, for few channels, directly.
+
+As products, for each group, with k = (c, i, j) or a position p = (n, row, col):
+
+    forward       out[c_out, p] = Σ_k weight[c_out, k] · x_col[k, p]
+    grad_input    ∂x[c_in, p]   = Σ_(c_out, i, j) weight[c_out, c_in, i, j] · ∂z_col[(c_out, i, j), p]
+    grad_weight   ∂w[c_out, k]  = Σ_p ∂z[c_out, p] · x_col[k, p]
+
+A tile of a product has SMALL.M rows of channels; where there are far fewer, most of it would be empty, and the kernels
+of `cuda`, which have one thread for each element, do less work.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jitconv.variants.cuda import grid
+from jitconv.variants.cuda.grid import number
+from jitconv.variants.cuda.launch import device
+from jitconv.variants.cuda.matmul import ROWS, Matrix, multiply
+from jitconv.variants.cuda.sizes import FEWEST_ROWS
+
+Pair = tuple[int, int]
+
+
+class Layer(NamedTuple):
+    """The geometry of one product. channels: those of a group that its terms run over. plane: that of its positions."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    channels: int
+    kernel: Pair
+    plane: Pair
+    bias: Any = ()
+
+
+@device
+def divide(a, b):
+    """a // b and a % b of numbers below 2³², several times faster than for larger ones"""
+    quotient = np.uint32(np.uint32(a) // np.uint32(b))
+    return np.int64(quotient), np.int64(np.uint32(np.uint32(a) - quotient * np.uint32(b)))
+
+
+@device
+def unfold(index, last_two):
+    """(first, second, third) of a flat index, the last two of these extents"""
+    rest, third = divide(index, last_two[1])
+    first, second = divide(rest, last_two[0])
+    return first, second, third
+
+
+@device
+def x_col_at(x, layer, group, p, k):
+    """x[n, c_in, row·s + i·d − p, col·s + j·d − p] for the position (n, row, col) and the term (c, i, j)"""
+    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+    n, row, col = unfold(p, layer.plane)
+    c, i, j = unfold(k, layer.kernel)
+    m = row * stride[0] - padding[0] + i * dilation[0]
+    l = col * stride[1] - padding[1] + j * dilation[1]
+    inside = n < x.shape[0] and 0 <= m < x.shape[2] and 0 <= l < x.shape[3]
+    return x[n, group * layer.channels + c, m, l] if inside else number(x, 0)
+
+
+@device
+def x_row_at(x, layer, group, k, p):
+    """x_col for a product over positions; k may lie beyond the last term"""
+    return x_col_at(x, layer, group, p, k) if k < layer.channels * layer.kernel[0] * layer.kernel[1] else number(x, 0)
+
+
+@device
+def grad_at(grad, layer, group, c_out, p):
+    """∂z[c_out, p], where grad is (N, groups, C_out/groups, H_out·W_out)"""
+    n, pixel = divide(p, grad.shape[3])
+    return grad[n, group, c_out, pixel] if c_out < grad.shape[2] else number(grad, 0)
+
+
+@device
+def grad_col_at(grad, layer, group, p, k):
+    """∂z[n, c_out, (m + p − i·d)/s, (l + p − j·d)/s] for the position (n, m, l) and the term (c_out, i, j)"""
+    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+    n, m, l = unfold(p, layer.plane)
+    c_out, i, j = unfold(k, layer.kernel)
+    above, before = m + padding[0] - i * dilation[0], l + padding[1] - j * dilation[1]
+    if n >= grad.shape[0] or above < 0 or before < 0:
+        return number(grad, 0)
+    row, between_rows = divide(above, stride[0])
+    col, between_cols = divide(before, stride[1])
+    inside = between_rows == 0 and between_cols == 0 and row < grad.shape[2] and col < grad.shape[3]
+    return grad[n, group * layer.channels + c_out, row, col] if inside else number(grad, 0)
+
+
+@device
+def turned_weight_at(weight, layer, group, c_in, k):
+    """weight[c_out, c_in, i, j] for the term (c_out, i, j), where weight is (groups, C_out/groups, C_in/groups, K)"""
+    c_out, tap = divide(k, weight.shape[3])
+    return weight[group, c_out, c_in, tap] if c_in < weight.shape[2] else number(weight, 0)
+
+
+@device
+def put_image(out, layer, group, c, p, value):
+    """out: (N, groups, C/groups, H·W)"""
+    n, pixel = divide(p, out.shape[3])
+    if n < out.shape[0] and c < out.shape[2]:
+        out[n, group, c, pixel] = value
+
+
+@device
+def put_image_with_bias(out, layer, group, c, p, value):
+    """out: (N, groups, C_out/groups, H_out·W_out)"""
+    if c < out.shape[2]:
+        put_image(out, layer, group, c, p, value + layer.bias[group * out.shape[2] + c])
+
+
+FORWARD = ROWS, Matrix(x_col_at, False)
+GRAD_INPUT = Matrix(turned_weight_at, True), Matrix(grad_col_at, False)
+GRAD_WEIGHT = Matrix(grad_at, True), Matrix(x_row_at, True)
+MOST_POSITIONS = 2**32 - 1  # that `divide` can tell apart
+
+
+def conv2d(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
+    C_out, C_group, K_h, K_w = weight.shape
+    N, _, H_out, W_out = out.shape
+    groups = x.shape[1] // C_group
+    filters, positions = C_out // groups, N * H_out * W_out
+    if filters < FEWEST_ROWS or positions > MOST_POSITIONS:
+        grid.VARIANT.ops["conv2d"](x, weight, bias, stride, padding, dilation, out)
+        return
+    layer = Layer(stride, padding, dilation, C_group, (K_h, K_w), (H_out, W_out), bias)
+    matrix, terms = weight.reshape(groups, filters, -1), C_group * K_h * K_w
+    image = out.reshape(N, groups, filters, H_out * W_out)
+    multiply(matrix, x, image, FORWARD, (groups, filters, positions), terms, layer, put_image_with_bias)
+
+
+def conv2d_grad_input(grad: Any, weight: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
+    C_out, C_group, K_h, K_w = weight.shape
+    N, C_in, H, W = out.shape
+    groups = C_in // C_group
+    filters, positions = C_out // groups, N * H * W
+    if C_group < FEWEST_ROWS or positions > MOST_POSITIONS:
+        grid.VARIANT.ops["conv2d_grad_input"](grad, weight, stride, padding, dilation, out)
+        return
+    layer = Layer(stride, padding, dilation, filters, (K_h, K_w), (H, W))
+    matrix, terms = weight.reshape(groups, filters, C_group, K_h * K_w), filters * K_h * K_w
+    image = out.reshape(N, groups, C_group, H * W)
+    multiply(matrix, grad, image, GRAD_INPUT, (groups, C_group, positions), terms, layer, put_image)
+
+
+def conv2d_grad_weight(grad: Any, x: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
+    C_out, C_group, K_h, K_w = out.shape
+    N, _, H_out, W_out = grad.shape
+    groups = x.shape[1] // C_group
+    filters, positions = C_out // groups, N * H_out * W_out
+    if (groups > 1 and filters < FEWEST_ROWS) or positions > MOST_POSITIONS:
+        grid.VARIANT.ops["conv2d_grad_weight"](grad, x, stride, padding, dilation, out)
+        return
+    layer = Layer(stride, padding, dilation, C_group, (K_h, K_w), (H_out, W_out))
+    shape = groups, filters, C_group * K_h * K_w
+    matrix = grad.reshape(N, groups, filters, H_out * W_out)
+    multiply(matrix, x, out.reshape(shape), GRAD_WEIGHT, shape, positions, layer)
