@@ -1,14 +1,24 @@
 # Two commands do all the set-up from a fresh clone: `make study` and `make test`.
 PYTHON ?= python3
 EXTRAS ?= study,test,cuda
+SUITE ?= quick
+RESULTS ?= runs/results
+PAGE ?= report/index.html
 BIN := .venv/bin
 
 .PHONY: study test lint gpu clean
 
-.venv/ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	touch $@
+study: .venv/ready
+	rm -rf $(RESULTS) runs/train && mkdir -p $(RESULTS)
+	$(BIN)/jitconv verify --json $(RESULTS)/verify.json > $(RESULTS)/verify.txt
+	$(BIN)/pytest benchmarks -q --suite $(SUITE) --benchmark-json $(RESULTS)/benchmarks.json > $(RESULTS)/benchmarks.txt \
+	  || test -s $(RESULTS)/benchmarks.json
+	for run in "torch" "jit-tiled" "vector --epochs 1" "jit-parallel --epochs 1" "jit --epochs 1" \
+	           "interpreted --epochs 1 --limit 1"; do \
+	  set -- $$run; $(BIN)/jitconv train --variant $$run --out runs/train/$$1 > /dev/null || exit; \
+	  cp runs/train/$$1/result.json $(RESULTS)/train-$$1.json; \
+	done
+	$(BIN)/jitconv report $(RESULTS) -o $(PAGE)
 
 test: .venv/ready
 	$(BIN)/pytest
@@ -17,6 +27,11 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
 
 clean:
 	rm -rf .venv build *.egg-info runs

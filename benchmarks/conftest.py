@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.failed or report.skipped:
-        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr).splitlines()[-1]
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = crash.message.partition("\n")[0] if crash else str(report.longrepr[2])  # type: ignore[index]
         _gaps.append({"row": report.nodeid.partition("[")[2].rstrip("]"), "outcome": report.outcome, "why": why})
 
 

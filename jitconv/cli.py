@@ -28,6 +28,8 @@ class _Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except (click.exceptions.Exit, click.Abort):  # to click, they too are runtime errors
+            raise
         except (ValueError, RuntimeError) as error:
             raise click.UsageError(str(error)) from error
 

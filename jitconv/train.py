@@ -98,6 +98,8 @@ class Run:
 
     def _warm_up(self) -> float:
         """Compile every kernel on a copy of the model, so that no epoch's time holds compiling; return the seconds."""
+        if self.config.variant == "interpreted":
+            return 0.0  # nothing to compile, and a single image takes it a minute
         start = time.perf_counter()
         model = SimpleConvNet(self.config.variant).to(self.config.device)
         model.load_state_dict(self.model.state_dict())

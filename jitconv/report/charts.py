@@ -80,7 +80,9 @@ def _scaling(times: pd.DataFrame) -> Any:
         alt.Chart(rows[rows["axis"] == axis])
         .mark_line(point=True, strokeWidth=2)
         .encode(
-            x=alt.X("size:Q", scale=alt.Scale(type="log", base=2), title=axis, axis=alt.Axis(values=sizes, format="d")),
+            x=alt.X(
+                "size:Q", scale=alt.Scale(type="log", base=2), title=str(axis), axis=alt.Axis(values=sizes, format="d")
+            ),
             y=alt.Y("gflops:Q", scale=alt.Scale(type="log"), title="GFLOP/s, log scale"),
             color=_colour(rows["variant"], alt.Legend(orient="top")),
         )

@@ -52,7 +52,7 @@ def _against_torch(times: pd.DataFrame) -> str:
         )
     if lost.empty:
         return text + "."
-    worst = lost.loc[lost["ratio"].idxmin()]
+    worst = lost.sort_values("ratio").iloc[0]
     name = f"{worst['work']} {worst['quantity']}"
     return f"{text} and loses {len(lost)}, the worst, {name}, at {worst['ratio']:.2f} of torch's speed."
 

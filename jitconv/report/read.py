@@ -34,7 +34,7 @@ class Results:
 
 def read(paths: Sequence[Path]) -> Results:
     """Read files, and every .json file in folders; ValueError for one that is not a result."""
-    found = Results(pd.DataFrame(columns=COLUMNS), pd.DataFrame(), pd.DataFrame())
+    found = Results(pd.DataFrame(columns=[*COLUMNS, "seconds", "ratio", "low", "high"]), pd.DataFrame(), pd.DataFrame())
     rows: list[dict[str, Any]] = []
     digits: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ import pandas as pd
 from jitconv.report.findings import OURS, epoch_seconds
 from jitconv.report.read import Results
 
-HOMEWORK = {
+HOMEWORK: dict[str, list[tuple[Any, ...]]] = {
     "rows": [
         ("interpreted loops, one image", "86.67 s", ("interpreted", "forward")),
         ("vector form, one image", "0.045 s", ("vector", "forward")),
@@ -53,8 +53,8 @@ def sections(results: Results) -> dict[str, Any]:
         "network": _comparison(table, "network"),
         "resnet": _comparison(table, "resnet"),
         "peaks": _peaks(table),
-        "compiling": table[table["group"] == "compiling"].to_dict("records"),
-        "gpu": table[table["device"] == "cuda"].to_dict("records"),
+        "compiling": table[table["group"] == "compiling"].pipe(_records),
+        "gpu": table[table["device"] == "cuda"].pipe(_records),
         "digits": _grid(results.digits, "case"),
         "cases": _grid(results.cases, "layer"),
         "trainings": [_training(run) for run in results.trainings],
@@ -63,6 +63,10 @@ def sections(results: Results) -> dict[str, Any]:
         "gaps": [*results.gaps, *_missing(results)],
         "ours": OURS,
     }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table.to_dict("records")  # type: ignore[return-value]
 
 
 def _machines(machines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -91,12 +95,12 @@ def _losses(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Where the best variant is slower than torch or another engine, worst first."""
     best = table[(table["variant"] == OURS) & table["group"].isin(["layers", "network", "resnet"])]
     found = []
-    for row in best.to_dict("records"):
+    for row in best.pipe(_records):
         same = table[(table["variant"] != OURS) & (table["seconds"] < row["seconds"])]
         for name in ("group", "work", "quantity", "threads", "device"):
             same = same[same[name] == row[name]]
         if len(same):
-            winner = same.loc[same["seconds"].idxmin()]
+            winner = same.sort_values("seconds").iloc[0]
             found.append(
                 {
                     **row,
@@ -114,7 +118,7 @@ def _matrix(table: pd.DataFrame, group: str, quantity: str, threads: int) -> dic
     variants = [name for name in ORDER if name in set(rows["variant"])]
     variants += sorted(set(rows["variant"]) - set(variants))
     works = rows.drop_duplicates("work").sort_values(["batch", "layer", "work"])["work"]
-    cells = {(row["work"], row["variant"]): _line(row, table) for row in rows.to_dict("records")}
+    cells = {(row["work"], row["variant"]): _line(row, table) for row in rows.pipe(_records)}
     lines = [{"work": work, "cells": [cells.get((work, variant)) for variant in variants]} for work in works]
     return {"title": quantity, "variants": variants, "lines": lines, "threads": threads}
 
@@ -137,7 +141,7 @@ def _comparison(table: pd.DataFrame, group: str) -> list[dict[str, Any]]:
     rows = table[table["group"] == group].sort_values(
         ["work", "quantity", "threads", "seconds"], ascending=[True, True, True, False]
     )
-    return [_line(row, table) for row in rows.to_dict("records")]
+    return [_line(row, table) for row in _records(rows)]
 
 
 def _peaks(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -145,7 +149,7 @@ def _peaks(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {"work": row["work"], "threads": row["threads"], "rate": (row["flops"] or row["bytes"]) / row["seconds"] / 1e9}
         | {"unit": "GFLOP/s" if row["flops"] else "GB/s"}
-        for row in rows.to_dict("records")
+        for row in rows.pipe(_records)
     ]
 
 
@@ -156,9 +160,10 @@ def _grid(checks: pd.DataFrame, line: str) -> dict[str, Any]:
     variants = [
         name for name in [*ORDER, *sorted(set(checks["variant"]) - set(ORDER))] if name in set(checks["variant"])
     ]
-    cells = {}
+    cells: dict[Any, dict[Any, Any]] = {}
     for key, group in checks.groupby([line, "variant"], sort=False):
-        cells[key] = {**group.loc[group["bound_used"].idxmax()].to_dict(), **_counts(group)}
+        worst = group.sort_values("bound_used").iloc[-1]
+        cells[key] = worst.to_dict() | _counts(group)
     lines = [
         {"name": name, "cells": [cells.get((name, variant)) for variant in variants]} for name in checks[line].unique()
     ]
@@ -201,7 +206,7 @@ def _homework(table: pd.DataFrame) -> dict[str, Any]:
 
 def _borrowed(table: pd.DataFrame) -> list[dict[str, Any]]:
     found = table[table["borrows"].fillna("") != ""]
-    return found.drop_duplicates(["variant", "layer", "borrows"])[["variant", "layer", "borrows"]].to_dict("records")
+    return found.drop_duplicates(["variant", "layer", "borrows"])[["variant", "layer", "borrows"]].pipe(_records)
 
 
 def _missing(results: Results) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jitconv import variants
-from jitconv.cases import CASES, Case
+from jitconv.cases import CASES, Case, contiguous
 from jitconv.variants.cuda.sizes import SIMULATED
 from jitconv.verify import check
 
@@ -17,7 +17,8 @@ VARIANTS = [variants.add(replace(variants.get(name), name=f"{name} simulated", d
 
 
 def bearable(case: Case) -> bool:
-    return max((math.prod(shape) for shape in case.arrays.values()), default=0) < 2_000
+    """Small, and not one of the layouts that no kernel sees: what arrives is contiguous."""
+    return case.layout is contiguous and max((math.prod(shape) for shape in case.arrays.values()), default=0) < 700
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -15,19 +15,28 @@ from typing import Any
 import pytest
 
 from jitconv import functional, variants
-from jitconv.cases import CASES
+from jitconv.cases import CASES, Case
+from jitconv.variants.cuda import matmul
 from jitconv.variants.cuda.launch import Kernel, parameters
+from jitconv.variants.cuda.sizes import LARGE
 from jitconv.verify import Expected, results
 
 NAMES = ("cuda", "cuda-tiled")
-LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "log_softmax", "cross_entropy")
-MOST_REGISTERS = 255
+SEEN = [
+    next(case for case in CASES if case.layer == layer)
+    for layer in ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "log_softmax", "cross_entropy")
+]
+TILED = ("conv2d: tile remainders, many channels", "linear: tile remainders")
+PRODUCTS = [case for case in CASES if str(case) in TILED]
+SEEN += PRODUCTS
+REGISTERS = 65_536  # of a multiprocessor: a block that asks for more cannot start
+Launches = list[tuple[Kernel, int, tuple[Any, ...]]]
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Kernel, int, tuple[Any, ...]]]]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     """The launches of a test, which run nothing: every kernel with its number of threads and its arguments."""
-    seen: list[tuple[Kernel, int, tuple[Any, ...]]] = []
+    seen: Launches = []
     monkeypatch.setattr(Kernel, "launch", lambda self, blocks, threads, *args: seen.append((self, threads, args)))
     before = dict(variants._loaded)
     for name in NAMES:
@@ -37,31 +46,47 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Kernel, int
     variants._loaded.update(before)
 
 
-def run(layer: str, name: str, dtype: str) -> None:
-    case = next(case for case in CASES if case.layer == layer)
+def run(case: Case, name: str, dtype: str) -> None:
     expected = Expected(case, dtype)
-    results(partial(getattr(functional, layer), variant=f"{name} unlaunched"), case, expected.inputs, expected.grad)
+    layer = partial(getattr(functional, case.layer), variant=f"{name} unlaunched")
+    results(layer, case, expected.inputs, expected.grad)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [((8, 0), "float32"), ((9, 0), "float32"), ((9, 0), "float64")], ids=str
-)
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("target", [((8, 0), "float32"), ((9, 0), "float32"), ((9, 0), "float64")], ids=str)
+@pytest.mark.parametrize("case", SEEN, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kernel_compiles_to_lean_code(
-    name: str, layer: str, dtype: str, capability: tuple[int, int], launched: Any, tmp_path: Path
+    name: str, case: Case, target: tuple[tuple[int, int], str], launched: Launches, tmp_path: Path
 ) -> None:
-    run(layer, name, dtype)
+    capability, dtype = target
+    run(case, name, dtype)
     assert launched
     for kernel, threads, args in launched:
-        ptx = kernel.ptx(capability, *args)
-        assert not re.search(r"^\s+call", ptx, re.MULTILINE), "a function was not inlined"
-        assert not re.search(r"(ld|st)\.local", ptx), "an array of a thread was left in memory"
-        if dtype == "float32":
-            assert not re.search(r"\w\.f64\s", ptx), "float32 became float64"
-        assert [size for _, size in re.findall(r"\.param \.([fu])(\d+)", ptx)] == slot_sizes(args)
-        if shutil.which("ptxas"):
-            assert registers(ptx, capability, tmp_path) * threads <= 65_536
+        lean(kernel.ptx(capability, *args), capability, dtype, threads, args, tmp_path)
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=str)
+def test_large_tiles_compile_to_lean_code(
+    case: Case, launched: Launches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul, "BUSY", 1)
+    run(case, "cuda-tiled", "float32")
+    large = [launch for launch in launched if launch[1] == LARGE.threads]
+    assert len(large) >= 3
+    for kernel, threads, args in large:
+        ptx = kernel.ptx((9, 0), *args)
+        lean(ptx, (9, 0), "float32", threads, args, tmp_path)
+        assert "ld.shared.v4" in ptx
+
+
+def lean(ptx: str, capability: tuple[int, int], dtype: str, threads: int, args: tuple[Any, ...], folder: Path) -> None:
+    assert not re.search(r"^\s+call", ptx, re.MULTILINE), "a function was not inlined"
+    assert not re.search(r"(ld|st)\.local", ptx), "an array of a thread was left in memory"
+    if dtype == "float32":
+        assert not re.search(r"\w\.f64\s", ptx), "float32 became float64"
+    assert re.findall(r"\.param \.[fu](\d+)", ptx) == slot_sizes(args)
+    if shutil.which("ptxas"):
+        assert registers(ptx, capability, folder) * threads <= REGISTERS
 
 
 def slot_sizes(args: tuple[Any, ...]) -> list[str]:

@@ -1,0 +1,108 @@
+"""The command line: exit codes, what goes where, and what is not imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import jitconv
+from jitconv import cli
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments)
+
+
+def test_help_and_report_do_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "verify.json").write_text(
+        json.dumps({"kind": "jitconv-verify", "machine": MACHINE, "digits": [], "cases": []})
+    )
+    for arguments in (["--help"], ["report", "--help"], ["report", str(tmp_path), "-o", str(tmp_path / "page.html")]):
+        code = (
+            f"import sys; from jitconv.cli import main; main({arguments}, standalone_mode=False);"
+            "print([name for name in ('torch', 'numba') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "page.html").is_file()
+
+
+MACHINE = {
+    "cpu": "a processor", "cores": 1, "cpu_features": [], "numba_target": "generic", "vector_bits": 128, "memory_gib": 1,
+    "system": "Linux", "python": "3", "versions": {}, "blas": [], "torch_cpu": "", "gpu": None, "load": 0.0,
+}  # fmt: skip
+
+
+def test_verify_finds_every_result_right(tmp_path: Path) -> None:
+    file = tmp_path / "verify.json"
+    result = call("verify", "--variant", "vector", "--images", "1", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    assert "Every result is right." in result.stdout
+    content = json.loads(file.read_text())
+    assert content["kind"] == "jitconv-verify"
+    assert {check["case"] for check in content["digits"]} >= {"conv", "pool", "fc1", "fc2", "loss"}
+    assert all(check["ok"] for check in content["digits"])
+
+
+def test_verify_ends_with_3_where_a_layer_is_wrong() -> None:
+    def doubled(x, out):  # type: ignore[no-untyped-def]
+        out[...] = 2 * x
+
+    jitconv.register_variant("wrong", base="vector", relu=doubled)
+    result = call("verify", "--variant", "wrong", "--images", "1")
+    assert result.exit_code == 3
+    assert "wrong: wrong relu" in result.stdout
+
+
+def test_train_writes_its_results_and_tells_where(tmp_path: Path) -> None:
+    arguments = ("train", "--variant", "torch", "--epochs", "1", "--limit", "64", "--out", str(tmp_path))
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "result.json")
+    assert "epoch 1:" in result.stderr
+    assert call(*arguments, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--variant", "fast"], "variant must be one of"),
+        (["train", "--epochs", "0"], "epochs"),
+        (["train", "--data", "cifar", "--variant", "torch"], "name must be one of"),
+        (["train", "--variant", "cuda"], "runs on cuda, but input is on cpu"),
+        (["verify", "--variant", "fast"], "variant must be one of"),
+        (["report"], "RESULTS"),
+        (["report", "missing.json"], "missing.json"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_names_it(arguments: list[str], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    for content in ("{}", "not json", "[1]"):
+        file = tmp_path / "strange.json"
+        file.write_text(content)
+        result = call("report", str(file), "-o", str(tmp_path / "page.html"))
+        assert result.exit_code == 2
+        assert "strange.json" in result.stderr
+
+
+def test_doctor() -> None:
+    result = call("doctor")
+    assert result.exit_code in (0, cli.UNFIT)
+    assert "threading layer" in result.stdout
+    assert ("fix:" in result.stdout) == (result.exit_code == cli.UNFIT)
+
+
+def test_doctor_names_what_to_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jitconv.variants.compiling.cache_folder", lambda: None)
+    result = call("doctor")
+    assert result.exit_code == cli.UNFIT
+    assert "set NUMBA_CACHE_DIR" in result.stdout

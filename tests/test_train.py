@@ -1,0 +1,95 @@
+"""Training: every variant follows torch's loss, and nothing but the running epoch can be lost."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CPU_VARIANTS
+
+from jitconv.train import Config, Epoch, Run
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
+def run(folder: Path, resume: bool = False, on_epoch: Callable[[Epoch], None] = nothing, **options: object) -> Run:
+    config = Config(**{"variant": "torch", "epochs": 1, "limit": 256, **options})  # type: ignore[arg-type]
+    training = Run(config, folder, resume)
+    training.run(nothing, on_epoch)
+    return training
+
+
+@pytest.fixture(scope="module")
+def torch_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """torch's first losses in float64: its own in float32 leave them by 0.3 % within fifty steps."""
+    training = Run(Config("torch", epochs=1, limit=3200), tmp_path_factory.mktemp("torch"))
+    training.model.double()
+    training.optimizer = torch.optim.SGD(training.model.parameters(), lr=0.01, momentum=0.9)
+    return [float(training.step(images.double(), labels)) for images, labels in training.batches(1)]
+
+
+@pytest.mark.parametrize("variant", [name for name in CPU_VARIANTS if name not in ("interpreted", "torch")])
+def test_the_loss_follows_torch_for_fifty_steps(variant: str, torch_losses: list[float], tmp_path: Path) -> None:
+    steps = 50 if variant in ("jit-tiled", "vector") else 8
+    losses = run(tmp_path, variant=variant, limit=64 * steps).first_losses
+    assert len(losses) == steps
+    assert losses == pytest.approx(torch_losses[:steps], rel=2e-5)
+
+
+def test_torch_in_float32_follows_itself(torch_losses: list[float], tmp_path: Path) -> None:
+    assert run(tmp_path, limit=3200).first_losses == pytest.approx(torch_losses, rel=1e-2)
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", epochs=3)
+    run(tmp_path / "parts", epochs=1)
+    parts = run(tmp_path / "parts", epochs=3, resume=True)
+    assert [epoch.loss for epoch in parts.epochs] == [epoch.loss for epoch in whole.epochs]
+    assert all(map(torch.equal, parts.model.parameters(), whole.model.parameters()))
+
+
+def test_an_interruption_loses_the_running_epoch_only(tmp_path: Path) -> None:
+    def interrupt(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, epochs=4, on_epoch=interrupt)
+    assert len(run(tmp_path, epochs=4, resume=True).epochs) == 4
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    training = run(tmp_path, epochs=2)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["kind"] == "jitconv-train"
+    assert result["estimated"] is True
+    assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2]
+    assert (tmp_path / "epochs.csv").read_text().splitlines()[0] == "epoch,seconds,loss,accuracy"
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert torch.equal(saved["model"]["fc1.weight"], training.model.fc1.weight)
+
+
+def test_resuming_needs_the_same_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume needs a checkpoint"):
+        run(tmp_path, resume=True)
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"lr must be 0\.01 as in .*checkpoint\.pt, got 0\.1"):
+        run(tmp_path, resume=True, lr=0.1)
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "threads", "limit"])
+def test_counts_must_be_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        Config(**{"variant": "torch", name: 0})  # type: ignore[arg-type]
+
+
+def test_an_unknown_variant_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ValueError, match="variant must be one of"):
+        Config("fast")
