@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitconv.variants.cuda import grid
+from jitconv.variants.cuda import direct, grid
 from jitconv.variants.cuda.grid import number
 from jitconv.variants.cuda.launch import device
 from jitconv.variants.cuda.matmul import ROWS, Matrix, multiply
-from jitconv.variants.cuda.sizes import FEWEST_ROWS
+from jitconv.variants.cuda.sizes import FEWEST_ROWS, MOST_DIRECT
 
 Pair = tuple[int, int]
 
@@ -122,12 +122,15 @@ def conv2d(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation
     C_out, C_group, K_h, K_w = weight.shape
     N, _, H_out, W_out = out.shape
     groups = x.shape[1] // C_group
-    filters, positions = C_out // groups, N * H_out * W_out
+    filters, positions, terms = C_out // groups, N * H_out * W_out, C_group * K_h * K_w
+    if terms <= MOST_DIRECT:
+        direct.conv2d(x, weight, bias, stride, padding, dilation, out)
+        return
     if filters < FEWEST_ROWS or positions > MOST_POSITIONS:
         grid.VARIANT.ops["conv2d"](x, weight, bias, stride, padding, dilation, out)
         return
     layer = Layer(stride, padding, dilation, C_group, (K_h, K_w), (H_out, W_out), bias)
-    matrix, terms = weight.reshape(groups, filters, -1), C_group * K_h * K_w
+    matrix = weight.reshape(groups, filters, terms)
     image = out.reshape(N, groups, filters, H_out * W_out)
     multiply(matrix, x, image, FORWARD, (groups, filters, positions), terms, layer, put_image_with_bias)
 

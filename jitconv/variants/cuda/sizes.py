@@ -26,7 +26,7 @@ class Tile(NamedTuple):
 
 if SIMULATED:
     THREADS, MOST_BLOCKS = 3, 2
-    LARGE, SMALL = Tile(8, 8, 4, 4, 4), Tile(4, 4, 2, 2, 2)
+    LARGE, SMALL = Tile(8, 8, 4, 4, 4), Tile(4, 8, 2, 2, 4)
     BUSY, SHORTEST_SPLIT = 2, 4
     RUN = 8
     FEWEST_ROWS, MOST_DIRECT, DIRECT_FILTERS = 3, 12, 2
