@@ -36,7 +36,7 @@ def test_a_folder_of_idx_files(tmp_path: Path, packed: bool) -> None:
             shutil.copy(file, tmp_path)
         else:
             (tmp_path / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-    train, _ = data.load("fashion-mnist", tmp_path)
+    train, _ = data.load("mnist", tmp_path)
     assert torch.equal(train.tensors[0], data.load()[0].tensors[0])
 
 
@@ -50,6 +50,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         images.write_bytes(content)
         with pytest.raises(ValueError, match=images.name):
             data.load("mnist", tmp_path)
+    images.unlink()
+    with pytest.raises(ValueError, match="data_dir must hold train-images-idx3-ubyte"):
+        data.load("mnist", tmp_path)
 
 
 def test_labels_and_images_must_belong_together(tmp_path: Path) -> None:
@@ -65,13 +68,24 @@ def test_an_unknown_name() -> None:
         data.load("cifar")
 
 
+def test_what_torchvision_has_downloaded_is_read(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    shutil.copytree(data.BUNDLED, raw)
+    train, test = data.load("fashion-mnist", tmp_path)
+    assert (len(train), len(test)) == (8000, 2000)
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte"):
+        data.load("fashion-mnist", tmp_path)
+
+
 def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object, **others: object) -> None:
-        raise RuntimeError("no network")
+        raise RuntimeError("no network:\ntried everything")
 
     monkeypatch.setattr(data.torchvision().datasets, "MNIST", fails)
-    with pytest.raises(RuntimeError, match="give data_dir a folder with its IDX files, or use mnist-10k"):
+    with pytest.raises(ConnectionError, match=r"\(no network\): give data_dir a folder with its IDX files") as raised:
         data.load("mnist", tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_torchvision_loads_beside_this_torch() -> None:
