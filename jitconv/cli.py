@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `--help` and `report` do w
 
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +23,20 @@ DTYPES = ("float32", "float64")
 progress = Console(stderr=True)
 
 
+class _UnfitError(click.ClickException):
+    exit_code = UNFIT
+
+
 class _Commands(click.Group):
-    """Turns the library's complaints about values into messages about usage: they name the argument and the rule."""
+    """Turns the library's complaints into messages: about values, which name the argument and the rule, is usage."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (click.exceptions.Exit, click.Abort):  # to click, they too are runtime errors
-            raise
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             raise click.UsageError(str(error)) from error
+        except (ConnectionError, ImportError) as error:
+            raise _UnfitError(str(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,44 +47,25 @@ def main() -> None:
 
 @main.command()
 @click.option("--variant", "names", multiple=True, help="A variant to verify; again for more. Default: all here.")
+@click.option("--layer", "layers", multiple=True, help="A layer to verify, conv2d say; again for more. Default: all.")
 @click.option("--images", default=2, show_default=True, type=click.IntRange(1, 2000), help="Digits fed to the network.")
 @click.option("--all", "everything", is_flag=True, help="Every result, not only the worst of a layer.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the checks here.")
-def verify(names: tuple[str, ...], images: int, everything: bool, json_file: Path | None) -> None:
+def verify(
+    names: tuple[str, ...], layers: tuple[str, ...], images: int, everything: bool, json_file: Path | None
+) -> None:
     """Compare every layer, forward and backward, with torch: on real digits, then on the table of cases."""
-    from dataclasses import asdict
-
-    from jitconv import machine
-
-    network, cases = _checks(names, images)
-    table = Table("layer", "result", "variant", "dtype", title="Each layer on digits, fed torch's output before it")
-    for heading in ("MSE", "max error", "error", "torch's", "bound used"):
-        table.add_column(heading, justify="right")
-    for one in network if everything else _worst(network):
-        numbers = (f"{value:.1e}" for value in (one.mse, one.max_error, one.error, one.torch_error))
-        table.add_row(one.case, one.quantity, one.variant, one.dtype, *numbers, _share(one))
-    summary = Table("layer", "variant", title="The table of cases: shapes, strides, NaN, ties, layouts, …")
-    for heading in ("results", "wrong", "worst bound used"):
-        summary.add_column(heading, justify="right")
-    for (layer, variant), found in _grouped(cases, "layer", "variant").items():
-        failures = sum(not one.ok for one in found)
-        worst = max(found, key=lambda one: one.bound_used)
-        summary.add_row(layer, variant, str(len(found)), str(failures), _share(worst))
-
-    output = Console(width=max(120, Console().width))
-    output.print(table, summary)
+    network, cases = _checks(names, layers, images)
+    output = Console(width=max(100, Console().width))
+    for (dtype,), found in _grouped(network, "dtype").items():
+        output.print(_digits_table(dtype, found if everything else _worst(found)))
+    output.print(_cases_table(cases))
     output.print(
-        "MSE and max error: against torch in the same dtype. error: against torch in float64, torch's beside it."
+        "MSE, max error: against torch in the same dtype. Error: against torch in float64, torch's own beside it. "
+        "Bound used: the largest share of the allowed error; max_pool2d, relu and flatten must agree bit for bit."
     )
     if json_file is not None:
-        content: dict[str, Any] = {"kind": "jitconv-verify", "machine": machine.describe()}
-        content["digits"] = [asdict(one) | {"ok": one.ok} for one in network]
-        content["cases"] = [
-            {"layer": layer, "variant": variant, "dtype": dtype, "results": len(found)}
-            | {"wrong": sum(not one.ok for one in found), "bound_used": max(one.bound_used for one in found)}
-            for (layer, variant, dtype), found in _grouped(cases, "layer", "variant", "dtype").items()
-        ]
-        _write_json(json_file, content)
+        _write_checks(json_file, network, cases)
     wrong = [one for one in (*network, *cases) if not one.ok]
     for one in wrong:
         output.print(f"wrong: {one.variant} {one.layer} {one.case} {one.quantity} {one.dtype}: {one.max_error:.3g}")
@@ -89,7 +75,7 @@ def verify(names: tuple[str, ...], images: int, everything: bool, json_file: Pat
     sys.exit(WRONG_RESULTS if wrong else 0)
 
 
-def _checks(names: tuple[str, ...], images: int) -> tuple[list[Any], list[Any]]:
+def _checks(names: tuple[str, ...], layers: tuple[str, ...], images: int) -> tuple[list[Any], list[Any]]:
     """Check the variants on digits and on the table of cases."""
     from dataclasses import replace
 
@@ -99,30 +85,86 @@ def _checks(names: tuple[str, ...], images: int) -> tuple[list[Any], list[Any]]:
     from jitconv.cases import CASES, Case
     from jitconv.verify import Check, check, network_cases
 
-    chosen = [variants.get(name).name for name in names or variants.available()]
+    known = dict.fromkeys(case.layer for case in CASES)
+    if not known.keys() >= set(layers):
+        raise ValueError(f"layer must be one of {', '.join(known)}, got {', '.join(layers)}")
     test_images, labels = data.load()[1].tensors
-    digits = network_cases(test_images[:images], labels[:images])
+    digits, table = (
+        [case for case in cases if case.layer in (layers or known)]
+        for cases in (network_cases(test_images[:images], labels[:images]), CASES)
+    )
+    chosen = [variants.get(name) for name in names or variants.available()]
+    for variant in chosen:
+        if lacking := variants.missing(variant.device):
+            raise ValueError(f"variant {variant.name!r} cannot run here: {lacking}")
     # On arrays, plain Python does in seconds what takes it minutes on tensors; the loops are the same.
     on_arrays = variants.add(
         replace(variants.get("interpreted"), name="interpreted-numpy", device="cpu", tensors=False)
     )
 
-    def checks(table: Iterable[Case], name: str) -> list[Check]:
-        device = "cuda" if variants.get(name).device == "cuda" else "cpu"
-        runs_as = on_arrays.name if name == "interpreted" else name
-        found = [one for dtype in DTYPES for case in table for one in check(case, runs_as, dtype, device=device)]
-        return [replace(one, variant=name) for one in found]
+    def checks(cases: Iterable[Case], variant: variants.Variant) -> list[Check]:
+        device = "cuda" if variant.device == "cuda" else "cpu"
+        runs_as = on_arrays if variant.name == "interpreted" else variant
+        found = [one for dtype in DTYPES for case in cases for one in check(case, runs_as.name, dtype, device=device)]
+        return [replace(one, variant=variant.name) for one in found]
 
-    network, cases = [], []
-    with np.errstate(invalid="ignore", over="ignore"):  # some cases are made of NaN and infinity
-        for name in _counted(chosen, "verifying"):
-            network += checks(digits, name)
-            cases += checks(CASES, name)
-    return network, cases
+    on_digits, on_table = [], []
+    with np.errstate(invalid="ignore", over="ignore"), warnings.catch_warnings():
+        # Some cases are made of NaN and infinity, and one makes torch mention a copy.
+        warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
+        for variant in _counted(chosen, "verifying"):
+            on_digits += checks(digits, variant)
+            on_table += checks(table, variant)
+    return on_digits, on_table
+
+
+def _digits_table(dtype: str, checks: list[Any]) -> Table:
+    """Return the study's table: a section for each layer, a row for each variant's result."""
+    table = Table("layer", "variant", "result", title=f"Each layer on digits, fed torch's output before it: {dtype}")
+    for heading in ("MSE", "max error", "error", "torch's", "bound used"):
+        table.add_column(heading, justify="right")
+    for found in _grouped(checks, "case").values():
+        for one in found:
+            numbers = (f"{value:.1e}" for value in (one.mse, one.max_error, one.error, one.torch_error))
+            table.add_row(one.case, one.variant, one.quantity, *numbers, _share(one))
+        table.add_section()
+    return table
+
+
+def _cases_table(checks: list[Any]) -> Table:
+    """Return a row for each layer and a column for each variant: the largest share of the bound in the cases."""
+    table = Table("layer", title="The table of cases (shapes, strides, NaN, ties, layouts, …): bound used")
+    table.add_column("results", justify="right")
+    for (variant,) in _grouped(checks, "variant"):
+        table.add_column(variant, justify="right")
+    for (layer,), found in _grouped(checks, "layer").items():
+        by_variant = _grouped(found, "variant").values()
+        worst = [max(group, key=lambda one: one.bound_used) for group in by_variant]
+        table.add_row(layer, str(len(found) // len(worst)), *map(_share, worst))
+    return table
+
+
+def _write_checks(path: Path, network: list[Any], cases: list[Any]) -> None:
+    from dataclasses import asdict
+
+    from jitconv import machine
+
+    content = {
+        "kind": "jitconv-verify",
+        "machine": machine.describe(),
+        "digits": [asdict(one) | {"ok": one.ok} for one in network],
+        "cases": [
+            {"layer": layer, "variant": variant, "dtype": dtype, "results": len(found)}
+            | {"wrong": sum(not one.ok for one in found), "bound_used": max(one.bound_used for one in found)}
+            for (layer, variant, dtype), found in _grouped(cases, "layer", "variant", "dtype").items()
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))
 
 
 @main.command()
-@click.option("--variant", default="jit-tiled", show_default=True, help="What computes the layers.")
+@click.option("--variant", help="What computes the layers.  [default: the best one for the device]")
 @click.option("--data", "name", default="mnist-10k", show_default=True, help="mnist-10k, mnist or fashion-mnist.")
 @click.option("--data-dir", help="A folder of IDX files, or where torchvision keeps its downloads.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1))
@@ -135,17 +177,19 @@ def _checks(names: tuple[str, ...], images: int) -> tuple[list[Any], list[Any]]:
 @click.option("--limit", type=click.IntRange(1), help="Train on so many images an epoch; its time is then estimated.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of --out.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/DATA-VARIANT]")
-def train(name: str, resume: bool, out: Path | None, **options: Any) -> None:
+def train(name: str, variant: str | None, device: str, resume: bool, out: Path | None, **options: Any) -> None:
     """Train SimpleConvNet; writes result.json, epochs.csv and a checkpoint after every epoch."""
+    from jitconv import variants
     from jitconv.train import Config, Epoch, Run
 
-    config = Config(data=name, **options)
+    chosen = variants.resolve(variant, device.partition(":")[0]).name
+    config = Config(chosen, data=name, device=device, **options)
     folder = out or Path("runs") / f"{config.data}-{config.variant}"
     run = Run(config, folder, resume)
 
     def line(epoch: Epoch) -> str:
         accuracy = "" if epoch.accuracy is None else f", {epoch.accuracy:.2%} of test images right"
-        estimated = " (estimated)" if config.limit else ""
+        estimated = " (estimated)" if run.estimated else ""
         return f"epoch {epoch.epoch}: {epoch.seconds:.2f} s{estimated}, loss {epoch.loss:.4f}{accuracy}"
 
     try:
@@ -160,7 +204,8 @@ def train(name: str, resume: bool, out: Path | None, **options: Any) -> None:
 
             result = run.run(on_step, on_epoch)
     except KeyboardInterrupt:
-        progress.print(f"interrupted after epoch {len(run.epochs)}; --resume goes on from there")
+        kept = f"after epoch {len(run.epochs)}; --resume goes on from there" if run.epochs else "before the first epoch"
+        progress.print(f"interrupted {kept}")
         sys.exit(INTERRUPTED)
     if run.epochs:
         click.echo(
@@ -236,16 +281,11 @@ def _bar(description: str) -> Iterator[tuple[Progress, Any]]:
         yield bar, bar.add_task(description, total=None)
 
 
-def _counted(names: list[str], description: str) -> Iterator[str]:
+def _counted(chosen: list[Any], description: str) -> Iterator[Any]:
     with _bar(description) as (bar, task):
-        bar.update(task, total=len(names))
-        for name in names:
+        bar.update(task, total=len(chosen))
+        for variant in chosen:
             if not progress.is_terminal:
-                progress.print(f"{description} {name}", highlight=False)
-            yield name
+                progress.print(f"{description} {variant.name}", highlight=False)
+            yield variant
             bar.advance(task)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1))

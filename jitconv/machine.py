@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "numba_threads": config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load": round(psutil.getloadavg()[0], 2),
     }
 
 
@@ -83,6 +83,8 @@ def problems() -> list[str]:
         found.append(
             f"torch takes {torch.get_num_threads()} threads on {_cores()} cores: set OMP_NUM_THREADS={_cores()}"
         )
+    if psutil.getloadavg()[0] > _cores() + 0.5:
+        found.append("other programs use the cores, so times will be far too long: wait until they are done")
     if importlib.util.find_spec("pytest_benchmark") is None or importlib.util.find_spec("altair") is None:
         found.append("the benchmarks and the report need more packages: pip install 'jitconv[study]'")
     return found

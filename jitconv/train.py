@@ -1,5 +1,6 @@
 """Training SimpleConvNet through a variant: epochs that are timed, checkpoints that lose at most one epoch."""
 
+import copy
 import csv
 import json
 import os
@@ -43,14 +44,18 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
-        variants.resolve(self.variant, torch.device(self.device).type)
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be one that torch knows, got {self.device!r}: {error}") from None
+        variants.resolve(self.variant, device.type)
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One epoch: seconds of its training steps alone, mean training loss, share of test images classified right.
 
-    seconds is estimated, and accuracy None, where only `limit` images were trained on.
+    seconds is estimated, and accuracy None, where only `limit` images of more were trained on.
     """
 
     epoch: int
@@ -60,19 +65,23 @@ class Epoch:
 
 
 class Run:
-    """A training run and its folder: checkpoint.pt after every epoch, result.json and epochs.csv for the report.
+    """A training run and its folder: result.json and epochs.csv for the report, checkpoint.pt after every epoch.
 
     With `resume`, it goes on after the last checkpoint's epoch; ValueError if there is none or its config differs
-    in anything but the number of epochs.
+    in anything but the number of epochs. Without, ValueError if the folder already holds a run.
     """
 
     def __init__(self, config: Config, folder: Path, resume: bool = False) -> None:
         self.config, self.folder = config, folder
+        if not resume and self._checkpoint.exists():
+            raise ValueError(f"folder must be a new one, or resume given, got {folder}, which holds an earlier run")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         train, test = data.load(config.data, config.data_dir)
         self.images, self.labels = (tensor.to(config.device) for tensor in train.tensors)
         self.test_images, self.test_labels = (tensor.to(config.device) for tensor in test.tensors)
+
+        self.machine = machine.describe()
 
         torch.manual_seed(config.seed)
         self.model = SimpleConvNet(config.variant).to(config.device)
@@ -101,10 +110,10 @@ class Run:
         if self.config.variant == "interpreted":
             return 0.0  # nothing to compile, and a single image takes it a minute
         start = time.perf_counter()
-        model = SimpleConvNet(self.config.variant).to(self.config.device)
-        model.load_state_dict(self.model.state_dict())
-        loss = functional.cross_entropy(model(self.images[:1]), self.labels[:1], variant=self.config.variant)
-        loss.backward()
+        model = copy.deepcopy(self.model)
+        images, labels = self.images[: self.config.batch_size], self.labels[: self.config.batch_size]
+        functional.cross_entropy(model(images), labels, variant=self.config.variant).backward()
+        self._synchronize()
         return time.perf_counter() - start
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,20 +133,26 @@ class Run:
 
     def _train_epoch(self, number: int, on_step: Callable[[int, int], None]) -> Epoch:
         total = min(len(self.labels), self.config.limit or len(self.labels))
-        losses, done = [], 0
+        losses, sizes, done = [], [], 0
         self._synchronize()
         start = time.perf_counter()
         for images, labels in self.batches(number):
-            losses.append(self.step(images, labels) * len(labels))
+            losses.append(self.step(images, labels))
+            sizes.append(len(labels))
             done += len(labels)
             on_step(done, total)
         self._synchronize()
         seconds = (time.perf_counter() - start) * len(self.labels) / total
+        of_steps = torch.stack(losses).tolist()
         if number == 1:
-            sizes = [self.config.batch_size] * (len(losses) - 1) + [total - self.config.batch_size * (len(losses) - 1)]
-            self.first_losses = [float(loss) / size for loss, size in zip(losses, sizes, strict=True)][:FIRST_STEPS]
-        accuracy = self.accuracy() if self.config.limit is None else None
-        return Epoch(number, seconds, float(sum(losses)) / total, accuracy)
+            self.first_losses = of_steps[:FIRST_STEPS]
+        mean = sum(loss * size for loss, size in zip(of_steps, sizes, strict=True)) / total
+        return Epoch(number, seconds, mean, None if self.estimated else self.accuracy())
+
+    @property
+    def estimated(self) -> bool:
+        """Whether an epoch's time is estimated from a part of its images."""
+        return self.config.limit is not None and self.config.limit < len(self.labels)
 
     @torch.no_grad()
     def accuracy(self) -> float:
@@ -159,10 +174,10 @@ class Run:
         return {
             "kind": "jitconv-train",
             "config": asdict(self.config),
-            "machine": machine.describe(),
+            "machine": self.machine,
             "images": len(self.labels),
             "warmup_seconds": self.warmup_seconds,
-            "estimated": self.config.limit is not None and self.config.limit < len(self.labels),
+            "estimated": self.estimated,
             "first_losses": self.first_losses,
             "epochs": [asdict(epoch) for epoch in self.epochs],
         }
@@ -175,9 +190,9 @@ class Run:
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "first_losses": self.first_losses,
         }
-        _replace(self._checkpoint, lambda path: torch.save(state, path))
         _replace(self.folder / "result.json", lambda path: path.write_text(json.dumps(self._result(), indent=1)))
         _replace(self.folder / "epochs.csv", self._write_csv)
+        _replace(self._checkpoint, lambda path: torch.save(state, path))  # last: what it holds is written elsewhere too
 
     def _write_csv(self, path: Path) -> None:
         with path.open("w", newline="") as file:

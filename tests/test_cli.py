@@ -1,11 +1,13 @@
 """The command line: exit codes, what goes where, and what is not imported."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import jitconv
@@ -32,8 +34,9 @@ def test_help_and_report_do_without_torch(tmp_path: Path) -> None:
 
 
 MACHINE = {
-    "cpu": "a processor", "cores": 1, "cpu_features": [], "numba_target": "generic", "vector_bits": 128, "memory_gib": 1,
-    "system": "Linux", "python": "3", "versions": {}, "blas": [], "torch_cpu": "", "gpu": None, "load": 0.0,
+    "cpu": "a processor", "cores": 1, "cpu_features": [], "numba_target": "generic", "vector_bits": 128,
+    "memory_gib": 1, "system": "Linux", "python": "3", "versions": {}, "blas": [], "torch_cpu": "",
+    "gpu": None, "load": 0.0,
 }  # fmt: skip
 
 
@@ -53,9 +56,26 @@ def test_verify_ends_with_3_where_a_layer_is_wrong() -> None:
         out[...] = 2 * x
 
     jitconv.register_variant("wrong", base="vector", relu=doubled)
-    result = call("verify", "--variant", "wrong", "--images", "1")
+    result = call("verify", "--variant", "wrong", "--layer", "relu")
     assert result.exit_code == 3
     assert "wrong: wrong relu" in result.stdout
+
+
+def test_verify_can_be_told_the_layers(tmp_path: Path) -> None:
+    file = tmp_path / "verify.json"
+    chosen = ("--variant", "torch", "--layer", "relu", "--layer", "flatten")
+    result = call("verify", *chosen, "--all", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("grad input") == 4, "two layers in two dtypes"
+    content = json.loads(file.read_text())
+    assert {check["layer"] for check in content["digits"] + content["cases"]} == {"relu", "flatten"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_verify_says_why_a_variant_cannot_run_here() -> None:
+    result = call("verify", "--variant", "cuda")
+    assert result.exit_code == 2
+    assert "variant 'cuda' cannot " in result.stderr
 
 
 def test_train_writes_its_results_and_tells_where(tmp_path: Path) -> None:
@@ -65,6 +85,38 @@ def test_train_writes_its_results_and_tells_where(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == str(tmp_path / "result.json")
     assert "epoch 1:" in result.stderr
     assert call(*arguments, "--resume").exit_code == 0
+    assert call(*arguments).exit_code == 2, "nothing is overwritten"
+
+
+def test_an_interrupted_training_can_be_resumed(tmp_path: Path) -> None:
+    """Ctrl-C in the second epoch, on a real process: the first one stays."""
+    options = ["train", "--variant", "torch", "--threads", "1", "--limit", "640", "--out", str(tmp_path)]
+    code = f"from jitconv.cli import main; main({[*options, '--epochs', '10000']})"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("epoch 1:")
+        process.send_signal(signal.SIGINT)
+        _, output = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED
+    assert "Traceback" not in output
+    assert "--resume goes on from there" in output
+    done = len(json.loads((tmp_path / "result.json").read_text())["epochs"])
+    assert done >= 1
+    resumed = call(*options, "--epochs", str(done + 1), "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert f"epoch {done + 1}:" in resumed.stderr
+
+
+def test_a_missing_network_or_package_ends_with_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (ConnectionError, ImportError):
+
+        def fails(*_: object, error: type[Exception] = error) -> None:
+            raise error("install it")
+
+        monkeypatch.setattr("jitconv.data.load", fails)
+        result = call("train", "--variant", "torch")
+        assert result.exit_code == cli.UNFIT
+        assert result.stderr == "Error: install it\n"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +126,9 @@ def test_train_writes_its_results_and_tells_where(tmp_path: Path) -> None:
         (["train", "--epochs", "0"], "epochs"),
         (["train", "--data", "cifar", "--variant", "torch"], "name must be one of"),
         (["train", "--variant", "cuda"], "runs on cuda, but input is on cpu"),
+        (["train", "--device", "abacus", "--variant", "torch"], "device must be one that torch knows, got 'abacus'"),
         (["verify", "--variant", "fast"], "variant must be one of"),
+        (["verify", "--layer", "conv"], "layer must be one of conv2d, "),
         (["report"], "RESULTS"),
         (["report", "missing.json"], "missing.json"),
     ],

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CPU_VARIANTS
 
+from jitconv import variants
 from jitconv.train import Config, Epoch, Run
 
 
@@ -37,6 +39,16 @@ def test_the_loss_follows_torch_for_fifty_steps(variant: str, torch_losses: list
     losses = run(tmp_path, variant=variant, limit=64 * steps).first_losses
     assert len(losses) == steps
     assert losses == pytest.approx(torch_losses[:steps], rel=2e-5)
+
+
+def test_interpreted_loops_follow_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On arrays, plain Python does in seconds what takes it minutes on tensors; the loops are the same.
+    on_arrays = replace(variants.get("interpreted"), name="interpreted-numpy", device="cpu", tensors=False)
+    monkeypatch.setattr(Run, "_warm_up", lambda run: 0.0)
+    monkeypatch.setitem(variants._loaded, on_arrays.name, on_arrays)
+    ours, expected = (run(tmp_path / name, variant=name, limit=2, batch_size=1) for name in (on_arrays.name, "torch"))
+    assert ours.first_losses == pytest.approx(expected.first_losses, rel=2e-5)
+    assert [epoch.accuracy for epoch in ours.epochs] == [None], "two of 8,000 images are an estimate"
 
 
 def test_torch_in_float32_follows_itself(torch_losses: list[float], tmp_path: Path) -> None:
@@ -93,3 +105,26 @@ def test_counts_must_be_positive(name: str) -> None:
 def test_an_unknown_variant_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(ValueError, match="variant must be one of"):
         Config("fast")
+
+
+def test_a_device_must_be_known() -> None:
+    with pytest.raises(ValueError, match="device must be one that torch knows, got 'abacus'"):
+        Config("torch", device="abacus")
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ValueError, match="folder must be a new one, or resume given"):
+        run(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_batches_to_every_variant(tmp_path: Path) -> None:
+    first, second, other = (
+        Run(Config(variant, seed=seed), tmp_path) for variant, seed in (("torch", 0), ("vector", 0), ("torch", 1))
+    )
+    orders = [[labels for _, labels in training.batches(1)] for training in (first, second, other)]
+    assert all(map(torch.equal, orders[0], orders[1]))
+    assert not torch.equal(orders[0][0], orders[2][0])
+    assert not torch.equal(orders[0][0], next(first.batches(2))[1])
+    assert torch.cat(orders[0]).bincount().equal(first.labels.bincount()), "every image once"
+    assert torch.equal(first.model.fc1.weight, second.model.fc1.weight)
