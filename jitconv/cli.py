@@ -62,7 +62,7 @@ def verify(
     output.print(_cases_table(cases))
     output.print(
         "MSE, max error: against torch in the same dtype. Error: against torch in float64, torch's own beside it. "
-        "Bound used: the largest share of the allowed error; max_pool2d, relu and flatten must agree bit for bit."
+        "Bound used: the largest share of the allowed error; exact: bit for bit, as max_pool2d, relu, flatten must be."
     )
     if json_file is not None:
         _write_checks(json_file, network, cases)
@@ -270,7 +270,7 @@ def _grouped(checks: list[Any], *fields: str) -> dict[tuple[str, ...], list[Any]
 def _share(one: Any) -> str:
     from jitconv.verify import EXACT
 
-    return ("bit for bit" if one.layer in EXACT else f"{one.bound_used:.0%}") if one.ok else "WRONG"
+    return ("exact" if one.layer in EXACT else f"{one.bound_used:.0%}") if one.ok else "WRONG"
 
 
 @contextmanager
