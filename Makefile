@@ -28,6 +28,13 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# On a machine with a CUDA GPU, whose Python has torch, numba-cuda, pytest and pytest-benchmark; needs no network.
+gpu: MACHINE = $(shell $(PYTHON) -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")
+gpu:
+	$(PYTHON) -m pytest -q tests/cuda
+	mkdir -p report/results/$(MACHINE)
+	$(PYTHON) -m pytest -q benchmarks/test_gpu.py --suite $(SUITE) --benchmark-json report/results/$(MACHINE)/gpu.json
+
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'

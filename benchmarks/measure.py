@@ -67,7 +67,7 @@ def measure_layer(benchmark: Any, row: Row) -> None:
     assert row.case is not None
     expected = _expected(row.case)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
-    check: Callable[[], float] | None = partial(_worst, expected, layer)
+    check: Callable[[], float] | None = partial(worst, expected, layer)
     if row.interpreted:
         check = partial(_forward_only, expected, layer)
     if row.variant == "torch":  # the oracle itself
@@ -94,7 +94,7 @@ def _expected(case: Case) -> Expected:
     return _last[str(case)]
 
 
-def _worst(expected: Expected, layer: Callable[..., Any]) -> float:
+def worst(expected: Expected, layer: Callable[..., Any]) -> float:
     with torch.enable_grad():
         found = results(layer, expected.case, expected.inputs, expected.grad)
     return max(check.bound_used for check in expected.compare("", found))

@@ -103,6 +103,8 @@ def get(name: str) -> Variant:
         if name not in names():
             raise ValueError(f"variant must be one of {', '.join(names())}, got {name!r}")
         if name in _BUILT_IN:
+            if _device(name) == "cuda" and importlib.util.find_spec("numba_cuda") is None:
+                raise ValueError(f"variant {name!r} cannot be loaded: {missing('cuda')}")
             module = importlib.import_module(f"{__name__}.{_BUILT_IN[name][0]}")
             _loaded.update({variant.name: variant for variant in module.VARIANTS})
     return _loaded[name]

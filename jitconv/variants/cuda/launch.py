@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from cuda.bindings import driver
+from cuda.core import Program, ProgramOptions
 from numba import cuda, types
 
 from jitconv.variants.cuda.sizes import MOST_BLOCKS, SIMULATED, THREADS, ceil_div
@@ -48,8 +50,6 @@ class Kernel:
             base = ctypes.addressof(values)
             pointers = (ctypes.c_void_p * (layout.size // SLOT))(*range(base, base + layout.size, SLOT))
             stream = torch.cuda.current_stream().cuda_stream
-            from cuda.bindings import driver
-
             _check(driver.cuLaunchKernel(code, *blocks, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0))
 
     def ptx(self, capability: Capability, *args: Any) -> str:
@@ -128,9 +128,6 @@ def _values(args: Args) -> Iterator[int | float]:
 
 def _load(ptx: str, capability: Capability) -> Any:
     """Link the assembly of one kernel and return the driver's handle of it, good in every context."""
-    from cuda.bindings import driver
-    from cuda.core import Program, ProgramOptions
-
     program = Program(ptx, "ptx", ProgramOptions(arch=f"sm_{capability[0]}{capability[1]}"))
     library = _check(driver.cuLibraryLoadData(program.compile("cubin").code, [], [], 0, [], [], 0))
     (kernel,) = _check(driver.cuLibraryEnumerateKernels(1, library))

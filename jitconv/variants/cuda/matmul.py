@@ -3,8 +3,8 @@
 A block of threads computes a tile of the output. It copies a strip of `a` (tile.M × tile.K) and of `b` into shared
 memory, from which each thread multiplies tile.m rows by tile.n columns in registers: every value that was loaded from
 memory is used tile.N or tile.M times, every value from shared memory tile.n or tile.m times. While a strip is
-multiplied the next one is on its way, and goes into a second buffer. Neighbours in shared memory are read several at once
-(ld.shared.v4), as far as the compiler sees that they are aligned.
+multiplied, the next one is on its way; it goes into a second buffer. Neighbours in shared memory are read up to four
+at once (ld.shared.v4), as far as the compiler sees that they are aligned.
 
 Matrices are read and written through small functions, so that a convolution never has to write out its columns.
 """

@@ -15,6 +15,7 @@ from jitconv.variants.tiled.dots import dot_products
 from jitconv.variants.tiled.product import copy, inner, pack, product
 
 BLOCK = 1 << 15  # numbers of the output that are computed before they are copied out: they fit the second-level cache
+LONG_SUM = 1024  # numbers of the output that are summed up together in the gradient of the weights
 
 
 class Planes(NamedTuple):
@@ -56,24 +57,24 @@ def lines_at_once(rows, pitch, lines):
 
 
 @inner
-def fill(image, planes, out):
-    """Copy the channels of an image, (C, H, W), into planes (C, a, b, line, column), zeros outside the image."""
+def fill(image, planes, out, images, index):
+    """Copy an image, (C, H, W), into planes (C, a, b, images, line, column) at `index`, zeros around it."""
     C, H, W = image.shape
     s_h, s_w = planes.stride
     zero = out.dtype.type(0)
     pixels = image.reshape(-1)
-    start = 0
     for c in range(C):
         for a in range(planes.phases[0]):
             for b in range(planes.phases[1]):
+                plane = (c * planes.phases[0] + a) * planes.phases[1] + b
+                start = (plane * images + index) * plane_size(planes)
                 before = planes.padding[1] - b
-                first = max(0, (before + s_w - 1) // s_w)
+                first = min(planes.pitch, max(0, (before + s_w - 1) // s_w))
                 last = max(first, min(planes.pitch, (W - 1 + before) // s_w + 1))
                 for line in range(planes.lines):
-                    row = out[start : start + planes.pitch]
-                    start += planes.pitch
+                    row = out[start + line * planes.pitch : start + (line + 1) * planes.pitch]
                     m = line * s_h + a - planes.padding[0]
-                    if m < 0 or m >= H or first >= planes.pitch:
+                    if m < 0 or m >= H:
                         row[:] = 0
                         continue
                     row[:first] = 0
@@ -84,12 +85,11 @@ def fill(image, planes, out):
                     else:
                         for q in range(last - first):
                             row[first + q] = pixels[source + q * s_w]
-    out[start:] = 0
 
 
 @inner
-def tap_offsets(weight, planes):
-    """For each tap (c, i, j) of a kernel: where its plane begins, and its shift in it."""
+def tap_offsets(weight, planes, images):
+    """For each tap (c, i, j) of a kernel: where its plane of the first of `images` begins, and its shift in it."""
     _, C, K_h, K_w = weight.shape
     s_h, s_w = planes.stride
     offsets = np.empty(C * K_h * K_w, np.int64)
@@ -99,9 +99,16 @@ def tap_offsets(weight, planes):
             for j in range(K_w):
                 y, x = i * planes.dilation[0], j * planes.dilation[1]
                 plane = (c * planes.phases[0] + y % s_h) * planes.phases[1] + x % s_w
-                offsets[at] = plane * plane_size(planes) + y // s_h * planes.pitch + x // s_w
+                offsets[at] = plane * images * plane_size(planes) + y // s_h * planes.pitch + x // s_w
                 at += 1
     return offsets
+
+
+@inner
+def empty_planes(channels, planes, images, like):
+    """Room for the planes of some images, and zeros behind them that a register tile may read."""
+    numbers = channels * planes.phases[0] * planes.phases[1] * images * plane_size(planes)
+    return np.zeros(padded_length(numbers, like), like.dtype)
 
 
 def conv2d(workers, x, weight, bias, stride, padding, dilation, out):
@@ -133,16 +140,15 @@ def _convolve(first, last, x, weight, panels, bias, geometry, out):
     F, K = C_out // groups, weight.size // C_out
     H_out, W_out = out.shape[2:]
     pitch = planes.pitch
-    channels = C_group * planes.phases[0] * planes.phases[1] * plane_size(planes)
-    image = np.empty(padded_length(channels, x), x.dtype)
+    image = empty_planes(C_group, planes, 1, x)
     lines = lines_at_once(F, pitch, H_out)
     z_pitch = padded_length(lines * pitch, x)
     z = np.empty(F * z_pitch, x.dtype)
     flat = out.reshape(-1)
-    offsets = tap_offsets(weight, planes)
+    offsets = tap_offsets(weight, planes, 1)
     for item in range(first, last):
         n, g = item // groups, item % groups
-        fill(x[n, g * C_group : (g + 1) * C_group], planes, image)
+        fill(x[n, g * C_group : (g + 1) * C_group], planes, image, 1, 0)
         for top in range(0, H_out, lines):
             rows = min(lines, H_out - top)
             columns = (rows - 1) * pitch + W_out
@@ -157,14 +163,12 @@ def _convolve(first, last, x, weight, panels, bias, geometry, out):
 def conv2d_grad_weight(workers, grad, x, stride, padding, dilation, out):
     """∂W = Σ_n ∂z · (shifted images)ᵀ; False if the result is not finite: a number met the margin's zeros."""
     N = x.shape[0]
-    groups = x.shape[1] // out.shape[1]
-    items = N * groups
     parts = np.zeros((workers, out.size), out.dtype)
     for worker in prange(workers):
-        begin, end = worker * items // workers, (worker + 1) * items // workers
+        begin, end = worker * N // workers, (worker + 1) * N // workers
         _correlate(begin, end, grad, x, out, (stride, padding, dilation), parts[worker])
     flat = out.reshape(-1)
-    check = flat[0] * 0
+    check = flat.dtype.type(0)
     for i in range(flat.shape[0]):
         total = parts[0, i]
         for worker in range(1, workers):
@@ -175,117 +179,138 @@ def conv2d_grad_weight(workers, grad, x, stride, padding, dilation, out):
 
 
 @inner
-def _correlate(first, last, grad, x, weight, geometry, total):
+def _correlate(begin, end, grad, x, weight, geometry, total):
+    """Small images side by side, so that a sum is long enough to be worth its tile."""
     planes = layout(weight, grad.shape[2:], geometry)
     C_out, C_group = weight.shape[:2]
     groups = x.shape[1] // C_group
     F, K = C_out // groups, weight.size // C_out
     H_out, W_out = grad.shape[2:]
-    pitch = planes.pitch
-    channels = C_group * planes.phases[0] * planes.phases[1] * plane_size(planes)
-    image = np.empty(padded_length(channels, x), x.dtype)
-    length = (H_out - 1) * pitch + W_out
-    g_pitch = padded_length(length, x)
-    lines = np.zeros(F * g_pitch, x.dtype)
-    offsets, rows_at = tap_offsets(weight, planes), np.arange(F) * g_pitch
-    for item in range(first, last):
-        n, g = item // groups, item % groups
-        fill(x[n, g * C_group : (g + 1) * C_group], planes, image)
-        for f in range(F):
-            for row in range(H_out):
-                line, source = lines[f * g_pitch + row * pitch :], grad[n, g * F + f, row]
-                for col in range(W_out):
-                    line[col] = source[col]
-        step = lanes(x)
-        whole = (length + step - 1) // step * step  # zeros follow on the left, finite numbers on the right
-        dot_products(lines, rows_at, image, offsets, whole, total[g * F * K :], K)
+    images = max(1, min(end - begin, LONG_SUM // plane_size(planes)))
+    image = empty_planes(C_group, planes, images, x)
+    pitch = images * plane_size(planes)
+    lines = np.zeros(F * pitch, x.dtype)
+    offsets, rows_at = tap_offsets(weight, planes, images), np.arange(F) * pitch
+    for g in range(groups):
+        for first in range(begin, end, images):
+            count = min(images, end - first)
+            for n in range(count):
+                fill(x[first + n, g * C_group : (g + 1) * C_group], planes, image, images, n)
+                place = n * plane_size(planes)
+                spread_lines(grad[first + n, g * F : (g + 1) * F], lines, place, pitch, planes.pitch)
+            length = (count - 1) * plane_size(planes) + (H_out - 1) * planes.pitch + W_out
+            dot_products(lines, rows_at, image, offsets, length, total[g * F * K :], K)
+
+
+@inner
+def spread_lines(image, out, place, size, pitch):
+    """Copy channels, (C, H, W), into `out`, `size` apart from `place` on, their lines `pitch` apart."""
+    C, H, W = image.shape
+    pixels, zero = image.reshape(-1), out.dtype.type(0)
+    for c in range(C):
+        for m in range(H):
+            copy(pixels, (c * H + m) * W, out, c * size + place + m * pitch, W, zero)
 
 
 def conv2d_grad_input(workers, grad, weight, stride, padding, dilation, out):
     """Each plane of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite, and met the zero margin."""
-    N = out.shape[0]
-    C_out, C_group = weight.shape[:2]
-    groups = out.shape[1] // C_group
-    if not np.isfinite(weight.sum()):
+    groups = out.shape[1] // weight.shape[1]
+    panels = np.empty(weight.size, weight.dtype)
+    if not _pack_phases(weight, groups, layout(weight, grad.shape[2:], (stride, padding, dilation)), panels):
         return False
-    items = N * groups
+    items = out.shape[0] * groups
     for worker in prange(workers):
         begin, end = worker * items // workers, (worker + 1) * items // workers
-        _spread(begin, end, grad, weight, (stride, padding, dilation), out)
+        _scatter(begin, end, grad, weight, panels, (stride, padding, dilation), out)
     return True
 
 
 @inner
-def _phase_taps(weight, g, F, a, b, planes, size):
-    """The taps of phase (a, b) as a matrix (C_group, filters × taps), and where the gradient of each begins.
-
-    Each filter's gradient stands `reach` zeros behind the beginning of its `size` numbers.
-    """
-    _, C_group, K_h, K_w = weight.shape
-    s_h, s_w = planes.stride
-    reach = (planes.lines - 1) * planes.pitch + planes.pitch
-    matrix = np.empty((C_group, F * K_h * K_w), weight.dtype)
-    offsets = np.empty(F * K_h * K_w, np.int64)
-    k = 0
-    for f in range(F):
-        for i in range(K_h):
-            for j in range(K_w):
-                y, x = i * planes.dilation[0], j * planes.dilation[1]
-                if y % s_h == a and x % s_w == b:
-                    offsets[k] = f * size + reach - (y // s_h * planes.pitch + x // s_w)
-                    for c in range(C_group):
-                        matrix[c, k] = weight[g * F + f, c, i, j]
-                    k += 1
-    return matrix[:, :k], offsets[:k]
+def phase_taps(weight, planes, a, b):
+    """The taps (i, j) that read plane (a, b), and by how much each shifts it."""
+    taps = np.empty((weight.shape[2] * weight.shape[3], 3), np.int64)
+    count = 0
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            y, x = i * planes.dilation[0], j * planes.dilation[1]
+            if y % planes.stride[0] == a and x % planes.stride[1] == b:
+                taps[count] = i, j, y // planes.stride[0] * planes.pitch + x // planes.stride[1]
+                count += 1
+    return taps[:count]
 
 
 @inner
-def _spread(first, last, grad, weight, geometry, out):
-    planes = layout(weight, grad.shape[2:], geometry)
-    C_out, C_group = weight.shape[:2]
-    groups = out.shape[1] // C_group
-    F = C_out // groups
-    H_out, W_out = grad.shape[2:]
-    H, W = out.shape[2:]
-    pitch, s_h, s_w = planes.pitch, planes.stride[0], planes.stride[1]
-    reach = planes.lines * pitch
-    size = padded_length(reach + plane_size(planes), grad)
-    lines = np.zeros(F * size, grad.dtype)
-    at_once = lines_at_once(C_group, pitch, planes.lines)
-    z_pitch = padded_length(at_once * pitch, grad)
-    z = np.empty(C_group * z_pitch, grad.dtype)
-    panels = np.empty(C_group * F * weight.shape[2] * weight.shape[3], grad.dtype)
+def _pack_phases(weight, groups, planes, panels):
+    """Write Wᵀ, (C_group, filters × taps) for each group and plane, as panels; return whether all of it is finite."""
+    C_group, F = weight.shape[1], weight.shape[0] // groups
+    finite, at = True, 0
     for g in range(groups):
         for a in range(planes.phases[0]):
             for b in range(planes.phases[1]):
-                matrix, offsets = _phase_taps(weight, g, F, a, b, planes, size)
-                if offsets.shape[0] > 0:
-                    pack(matrix, panels)
-                for item in range(first, last):
-                    n = item // groups
-                    if item % groups != g:
-                        continue
-                    if a == 0 and b == 0 and (s_h > 1 or s_w > 1):
-                        out[n, g * C_group : (g + 1) * C_group] = 0
-                    if offsets.shape[0] == 0:
-                        continue
-                    for f in range(F):
-                        for row in range(H_out):
-                            line, source = lines[f * size + reach + row * pitch :], grad[n, g * F + f, row]
-                            for col in range(W_out):
-                                line[col] = source[col]
-                    for top in range(0, planes.lines, at_once):
-                        rows = min(at_once, planes.lines - top)
-                        product(panels, C_group, lines[top * pitch :], offsets, rows * pitch, z, z_pitch, False, True)
+                taps = phase_taps(weight, planes, a, b)
+                T = taps.shape[0]
+                if T == 0:
+                    continue
+                matrix = np.empty((C_group, F * T), weight.dtype)
+                for f in range(F):
+                    for t in range(T):
                         for c in range(C_group):
-                            for row in range(rows):
-                                m = (top + row) * s_h + a - planes.padding[0]
-                                if m < 0 or m >= H:
-                                    continue
-                                line = z[c * z_pitch + row * pitch :]
-                                target = out[n, g * C_group + c, m]
-                                before = planes.padding[1] - b
-                                start = max(0, (before + s_w - 1) // s_w)
-                                stop = min(pitch, (W - 1 + before) // s_w + 1)
-                                for q in range(start, stop):
-                                    target[q * s_w - before] = line[q]
+                            matrix[c, f * T + t] = weight[g * F + f, c, taps[t, 0], taps[t, 1]]
+                finite = pack(matrix, panels[at:]) and finite
+                at += matrix.size
+    return finite
+
+
+@inner
+def _scatter(begin, end, grad, weight, panels, geometry, out):
+    planes = layout(weight, grad.shape[2:], geometry)
+    C_group = weight.shape[1]
+    groups = out.shape[1] // C_group
+    F = weight.shape[0] // groups
+    margin = plane_size(planes)  # zeros before and behind each filter's gradient: no shift is longer
+    size = padded_length(2 * margin, grad)
+    lines = np.zeros(F * size, grad.dtype)
+    at_once = lines_at_once(C_group, planes.pitch, planes.lines)
+    z_pitch = padded_length(at_once * planes.pitch, grad)
+    z = np.empty(C_group * z_pitch, grad.dtype)
+    for item in range(begin, end):
+        n, g = item // groups, item % groups
+        image = out[n, g * C_group : (g + 1) * C_group]
+        if planes.stride != (1, 1):
+            image[:] = 0  # what no window reaches stays so
+        spread_lines(grad[n, g * F : (g + 1) * F], lines, margin, size, planes.pitch)
+        at = g * (weight.size // groups)
+        for a in range(planes.phases[0]):
+            for b in range(planes.phases[1]):
+                taps = phase_taps(weight, planes, a, b)
+                if taps.shape[0] == 0:
+                    continue
+                offsets = (np.arange(F).reshape(F, 1) * size + margin - taps[:, 2]).reshape(-1)
+                for top in range(0, planes.lines, at_once):
+                    rows = min(at_once, planes.lines - top)
+                    source = lines[top * planes.pitch :]
+                    product(panels[at:], C_group, source, offsets, rows * planes.pitch, z, z_pitch, False, True)
+                    _write_plane(z, z_pitch, (a, b), top, rows, planes, image)
+                at += C_group * offsets.shape[0]
+
+
+@inner
+def _write_plane(z, z_pitch, phase, top, rows, planes, image):
+    """Copy some lines of plane (a, b) to the rows and columns of the image that it stands for, (C, H, W)."""
+    C, H, W = image.shape
+    s_h, s_w = planes.stride
+    before = planes.padding[1] - phase[1]
+    start = min(planes.pitch, max(0, (before + s_w - 1) // s_w))
+    stop = max(start, min(planes.pitch, (W - 1 + before) // s_w + 1))
+    pixels, zero = image.reshape(-1), z.dtype.type(0)
+    for c in range(C):
+        for row in range(rows):
+            m = (top + row) * s_h + phase[0] - planes.padding[0]
+            if m < 0 or m >= H:
+                continue
+            source, target = c * z_pitch + row * planes.pitch, (c * H + m) * W - before
+            if s_w == 1:
+                copy(z, source + start, pixels, target + start, stop - start, zero)
+            else:
+                for q in range(start, stop):
+                    pixels[target + q * s_w] = z[source + q]

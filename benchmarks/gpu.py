@@ -1,0 +1,81 @@
+"""How a row is timed on a GPU: three times, because each answers another question.
+
+kernel_seconds      the GPU's own work, between two events, with nothing left in its cache
+seconds (stats)     from the call until the GPU has finished: what a program sees that waits for every result
+end_to_end_seconds  the same with the inputs copied from the host and the results back
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.measure import ROUNDS, measure, worst
+from benchmarks.rows import Row
+from jitconv import functional
+from jitconv.verify import Expected, differentiable, results
+
+FLUSH = 1 << 30  # bytes: more than any cache, and long enough to write that the launches after it are queued behind
+
+
+def measure_layer(benchmark: Any, row: Row) -> None:
+    """Time a row's case on the GPU, forward or backward, if it is right; float32 is float32 on both sides."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    assert row.case is not None
+    expected = Expected(row.case, device="cuda")
+    layer = partial(getattr(functional, row.case.layer), variant=row.variant)
+    check = partial(worst, expected, layer) if row.variant != "torch" else None
+    call, whole = calls(row, expected, layer)
+    with torch.set_grad_enabled(row.quantity == "backward"):
+        measure(benchmark, row, partial(synchronised, call), check)
+        benchmark.extra_info["kernel_seconds"] = kernel_seconds(call)
+        benchmark.extra_info["end_to_end_seconds"] = [seconds(whole) for _ in range(ROUNDS)]
+
+
+def calls(row: Row, expected: Expected, layer: Callable[..., Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return what is timed on the GPU, and the same from host memory to host memory."""
+    assert row.case is not None
+    case, host = row.case, {name: value.cpu() for name, value in expected.inputs.items()}
+    if row.quantity == "forward":
+        call = partial(layer, **expected.inputs, **case.arguments)
+        return call, lambda: layer(**{name: value.cuda() for name, value in host.items()}, **case.arguments).cpu()
+
+    leaves = differentiable(case, expected.inputs)
+    out = layer(**{**expected.inputs, **leaves}, **case.arguments)
+    grad = expected.grad.to(out.dtype)
+    call = partial(torch.autograd.grad, out, list(leaves.values()), grad, retain_graph=True)
+
+    def whole() -> list[torch.Tensor]:
+        moved = {name: value.cuda() for name, value in host.items()}
+        return [value.cpu() for value in results(layer, case, moved, grad).values()]
+
+    return call, whole
+
+
+def synchronised(call: Callable[[], Any]) -> None:
+    call()
+    torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    synchronised(call)
+    return time.perf_counter() - start
+
+
+def kernel_seconds(call: Callable[[], Any]) -> list[float]:
+    """Return what the GPU needs for `call`, in several rounds, each with a cold cache."""
+    flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+    found = []
+    for _ in range(ROUNDS):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        call()
+        stop.record()
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(stop) / 1000)
+    return found

@@ -1,0 +1,102 @@
+"""The CUDA variants on a GPU against torch on the same GPU; skipped where there is none."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import jitconv
+from jitconv import functional, variants
+from jitconv.cases import CASES, Case
+from jitconv.verify import check
+
+MISSING = variants.missing("cuda")
+if MISSING:
+    pytest.skip(MISSING, allow_module_level=True)
+NAMES = ("cuda", "cuda-tiled")
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(params=NAMES)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients_equal_torch(case: Case, variant: str, dtype: str) -> None:
+    wrong = [result for result in check(case, variant, dtype, device="cuda") if not result.ok]
+    assert not wrong
+
+
+@pytest.mark.parametrize("shape", [(4096, 2880, 500), (64, 2880, 500), (1031, 517, 2053)], ids=str)
+def test_products_of_every_tile(shape: tuple[int, int, int], variant: str) -> None:
+    N, I, O = shape
+    x, weight, bias = torch.randn(N, I, device="cuda"), torch.randn(O, I, device="cuda"), torch.randn(O, device="cuda")
+    exact = x.double() @ weight.double().T + bias.double()
+    allowed = 4 * torch.finfo(torch.float32).eps * (x.abs().double() @ weight.abs().double().T + bias.abs().double())
+    assert ((functional.linear(x, weight, bias, variant=variant) - exact).abs() <= allowed).all()
+
+
+def test_launches_go_to_the_current_stream(variant: str) -> None:
+    x = torch.randn(64, 3, 32, 32, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # what the default stream did not wait for would run before this ends
+        x.fill_(2.0)
+        out = functional.relu(x, variant=variant)
+    stream.synchronize()
+    assert (out == 2).all()
+
+
+def test_a_captured_step_replays_on_new_inputs(variant: str) -> None:
+    model = jitconv.SimpleConvNet(variant=variant).cuda()
+    images, labels = torch.randn(8, 1, 28, 28, device="cuda"), torch.arange(8, device="cuda")
+
+    def step() -> torch.Tensor:
+        loss = functional.cross_entropy(model(images), labels, variant=variant)
+        return torch.autograd.grad(loss, model.fc1.weight)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    images.normal_()
+    graph.replay()
+    replayed = captured.clone()
+    assert torch.equal(replayed, step())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_the_second_gpu(variant: str) -> None:
+    x = torch.randn(5, 7, device="cuda:1")
+    assert torch.equal(functional.relu(x, variant=variant), x.relu())
+
+
+def test_training_follows_torch(variant: str) -> None:
+    images, labels = torch.randn(32, 1, 28, 28, device="cuda"), torch.arange(32, device="cuda") % 10
+    losses = []
+    for name in ("torch", variant):
+        torch.manual_seed(0)
+        model = jitconv.SimpleConvNet(variant=name).cuda()
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        history = []
+        for _ in range(10):
+            optimiser.zero_grad()
+            loss = functional.cross_entropy(model(images), labels, variant=name)
+            loss.backward()
+            optimiser.step()
+            history.append(loss.item())
+        losses.append(history)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
