@@ -1,5 +1,7 @@
 """Variants by fixture: a test that takes `variant` runs once for each variant of this machine's CPU."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -12,6 +14,14 @@ COMPILED = tuple(name for name in CPU_VARIANTS if name not in ("interpreted", "t
 @pytest.fixture(params=CPU_VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _added_variants_go_again() -> Iterator[None]:
+    before = variants.names()
+    yield
+    for name in set(variants.names()) - set(before):
+        del variants._loaded[name]
 
 
 @pytest.fixture(autouse=True)
