@@ -8,8 +8,10 @@ instructions. A tile has rows × vectors registers, each of `lanes` numbers. Wri
     tile = dots(tile, a, rows_at, b, columns_at, p, n)
         tile[r, c][lane] += a[rows_at[r] + p + lane] · b[columns_at[c] + p + lane]
     add(tile, c, i, pitch, n), put(tile, …)           c[i + r·pitch + v] += (or =) tile[r, v]
-    move(a, i, b, j, added, n)                        b[j + v] = a[i + v] + added, for one register
+    fetch(tile, c, i, pitch)                          bring what `add` will read into the cache
     sums(tile, c)                                     c[r·vectors + v] = Σ_lane tile[r, v][lane]
+    move(a, i, b, j, n)                               b[j + v] = a[i + v], for one register
+    turn(a, i, pitch, b, j, b_pitch, rows, columns)   b[j + c·b_pitch + r] = a[i + r·pitch + c], one register square
 
 n: how many numbers to the right of a row's start may be touched, None for all. Nothing else is checked: an index
 outside its array reads or writes outside it.
@@ -113,10 +115,20 @@ class _Code:
     def multiply_add(self, a, b, c):
         return self.call(f"llvm.fmuladd.{self.suffix}", self.tile.vector, a, b, c)
 
-    def total(self, vector):
-        start = ir.Constant(vector.type.element, -0.0)
-        name = f"llvm.vector.reduce.fadd.{self.suffix}"
-        return self.call(name, vector.type.element, start, vector, fastmath=("reassoc",))
+    def swap(self, a, b, bit):
+        """Exchange the lanes of `a` whose number has the bit with those of `b` that lack it.
+
+        Once for every bit, over all pairs of as many registers as they have lanes, this turns rows into columns.
+        """
+        number, numbers = ir.VectorType(_INT, self.tile.lanes), range(self.tile.lanes)
+        lower = ir.Constant(number, [self.tile.lanes + i - bit if i & bit else i for i in numbers])
+        upper = ir.Constant(number, [self.tile.lanes + i if i & bit else i + bit for i in numbers])
+        return self.builder.shuffle_vector(a, b, lower), self.builder.shuffle_vector(a, b, upper)
+
+    def below(self, i, stop, count):
+        """`count` if i < stop, else 0."""
+        inside = self.builder.icmp_signed("<", ir.Constant(_INDEX, i), stop)
+        return self.builder.select(inside, count, ir.Constant(_INDEX, 0))
 
     def get(self, tile, place):
         return self.builder.extract_value(tile, place)
@@ -219,20 +231,36 @@ put = _write(added=False)
 
 
 @intrinsic
-def move(typing, source, i, target, j, added, n):
-    """target[j + v] = source[i + v] + added, for one register."""
+def fetch(typing, tile, c, i, pitch):
+    """Ask for the cache lines of c[i + r·pitch + v], which `add` or `put` will need when the tile is done."""
+
+    def code(context, builder, signature, args):
+        emit = _Code(context, builder, tile)
+        _, c_value, i_value, pitch_value = args
+        for r, v in tile.places:
+            row = builder.mul(pitch_value, ir.Constant(_INDEX, r))
+            address = emit.at(c, c_value, i_value, row, ir.Constant(_INDEX, v * tile.lanes))
+            to_write, keep, data = (ir.Constant(_INT, value) for value in (1, 3, 1))
+            emit.call("llvm.prefetch.p0", ir.VoidType(), address, to_write, keep, data)
+        return context.get_dummy_value()
+
+    return types.void(tile, c, types.intp, types.intp), code
+
+
+@intrinsic
+def move(typing, source, i, target, j, n):
+    """target[j + v] = source[i + v], for one register."""
     tile = Tile(source.dtype, 1, 1)
 
     def code(context, builder, signature, args):
         emit = _Code(context, builder, tile)
-        source_value, i_value, target_value, j_value, added_value, n_value = args
+        source_value, i_value, target_value, j_value, n_value = args
         n_value = _count(n, n_value)
         value = emit.load(emit.at(source, source_value, i_value), n_value)
-        value = builder.fadd(value, emit.repeated(added_value))
         emit.store(value, emit.at(target, target_value, j_value), n_value)
         return context.get_dummy_value()
 
-    return types.void(source, types.intp, target, types.intp, source.dtype, n), code
+    return types.void(source, types.intp, target, types.intp, n), code
 
 
 @intrinsic
@@ -284,13 +312,47 @@ def max_2x2(typing, x, i, W, first, out, o, indices, n):
 
 @intrinsic
 def sums(typing, tile, c):
-    """c[r·vectors + v] = the sum of the lanes of tile[r, v]"""
+    """c[r·vectors + v] = Σ_lane tile[r, v][lane]; c has room for whole registers."""
 
     def code(context, builder, signature, args):
         emit = _Code(context, builder, tile)
-        for place in range(len(tile.places)):
-            total = emit.total(emit.get(args[0], place))
-            builder.store(total, emit.at(c, args[1], ir.Constant(_INDEX, place)))
+        for first in range(0, len(tile.places), tile.lanes):
+            group = range(first, min(first + tile.lanes, len(tile.places)))
+            rows = dict(enumerate(emit.get(args[0], place) for place in group))
+            bit = tile.lanes // 2
+            while bit:  # rows become columns, which are added as soon as they are apart
+                for r in [r for r in rows if not r & bit]:
+                    lower, upper = emit.swap(rows[r], rows.pop(r | bit, rows[r]), bit)
+                    rows[r] = builder.fadd(lower, upper)
+                bit //= 2
+            emit.store(rows[0], emit.at(c, args[1], ir.Constant(_INDEX, first)))
         return context.get_dummy_value()
 
     return types.void(tile, c), code
+
+
+@intrinsic
+def turn(typing, a, i, pitch, b, j, b_pitch, rows, columns):
+    """b[j + c·b_pitch + r] = a[i + r·pitch + c] for r < rows and c < columns, at most `lanes` of each."""
+    tile = Tile(a.dtype, 1, 1)
+
+    def code(context, builder, signature, args):
+        emit = _Code(context, builder, tile)
+        a_value, i_value, pitch_value, b_value, j_value, b_pitch_value, rows_value, columns_value = args
+        numbers = range(tile.lanes)
+        starts = [builder.mul(pitch_value, ir.Constant(_INDEX, r)) for r in numbers]
+        vectors = [
+            emit.load(emit.at(a, a_value, i_value, starts[r]), emit.below(r, rows_value, columns_value))
+            for r in numbers
+        ]
+        bit = tile.lanes // 2
+        while bit:
+            for r in [r for r in numbers if not r & bit]:
+                vectors[r], vectors[r | bit] = emit.swap(vectors[r], vectors[r | bit], bit)
+            bit //= 2
+        for c in numbers:
+            start = builder.mul(b_pitch_value, ir.Constant(_INDEX, c))
+            emit.store(vectors[c], emit.at(b, b_value, j_value, start), emit.below(c, columns_value, rows_value))
+        return context.get_dummy_value()
+
+    return types.void(a, *(types.intp,) * 2, b, *(types.intp,) * 4), code

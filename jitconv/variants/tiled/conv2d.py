@@ -1,8 +1,8 @@
-"""conv2d and its gradients as products of matrices in which a row of B is the image itself, shifted.
+"""conv2d and its gradients as products in which row k of B is the image itself, shifted to one tap of the kernel.
 
 An image is copied once, with its zero margin, into planes: for stride s, plane (a, b) holds the rows a, a + s, … and
-the columns b, b + s, … Each tap of the kernel then reads one plane, shifted by a constant; and the whole output is
-one flat row of H_out lines as wide as a plane (`pitch`), whose last columns are computed in vain and left out.
+the columns b, b + s, … Each tap (c, i, j) then reads one plane, shifted by a constant, `offsets[k]`. Small images are
+laid side by side and computed as one.
 """
 
 from typing import NamedTuple
@@ -10,12 +10,27 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from jitconv.variants.simd import VECTORS, lanes
+from jitconv.variants.simd import DOT_ROWS, ROWS
 from jitconv.variants.tiled.dots import dot_products
-from jitconv.variants.tiled.product import copy, inner, pack, product
+from jitconv.variants.tiled.product import (
+    DEPTH,
+    NONE,
+    ONE,
+    Operand,
+    Panels,
+    Places,
+    copy,
+    finite,
+    inner,
+    pack,
+    panel_height,
+    product,
+    share,
+)
 
-BLOCK = 1 << 15  # numbers of the output that are computed before they are copied out: they fit the second-level cache
-LONG_SUM = 1024  # numbers of the output that are summed up together in the gradient of the weights
+SIDE_BY_SIDE = 768  # pixels of the output that are computed at once, if images are that small
+LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
+MANY_FILTERS = 192  # from here on, that gradient copies strips of the image: they are used often enough
 
 
 class Planes(NamedTuple):
@@ -44,44 +59,40 @@ def plane_size(planes):
 
 
 @inner
-def padded_length(length, array):
-    """`length`, and room for a whole register tile behind it."""
-    step = VECTORS * lanes(array)
-    return (length + step - 1) // step * step + step
+def empty_planes(channels, planes, images, like):
+    return np.empty(channels * planes.phases[0] * planes.phases[1] * images * plane_size(planes), like.dtype)
 
 
 @inner
-def lines_at_once(rows, pitch, lines):
-    """How many output lines of all channels fit BLOCK."""
-    return min(lines, max(1, BLOCK // (rows * pitch)))
+def inside(phase, padding, stride, size, length):
+    """Which of a plane's `length` lines (or columns) lie inside an image of `size`: line l is l·stride + phase − padding."""
+    before = padding - phase
+    start = min(length, max(0, (before + stride - 1) // stride))
+    return start, max(start, min(length, (size - 1 + before) // stride + 1))
 
 
 @inner
 def fill(image, planes, out, images, index):
     """Copy an image, (C, H, W), into planes (C, a, b, images, line, column) at `index`, zeros around it."""
     C, H, W = image.shape
-    s_h, s_w = planes.stride
-    zero = out.dtype.type(0)
+    (s_h, s_w), (p_h, p_w), pitch = planes.stride, planes.padding, planes.pitch
     pixels = image.reshape(-1)
     for c in range(C):
         for a in range(planes.phases[0]):
+            top, bottom = inside(a, p_h, s_h, H, planes.lines)
             for b in range(planes.phases[1]):
+                first, last = inside(b, p_w, s_w, W, pitch)
                 plane = (c * planes.phases[0] + a) * planes.phases[1] + b
                 start = (plane * images + index) * plane_size(planes)
-                before = planes.padding[1] - b
-                first = min(planes.pitch, max(0, (before + s_w - 1) // s_w))
-                last = max(first, min(planes.pitch, (W - 1 + before) // s_w + 1))
-                for line in range(planes.lines):
-                    row = out[start + line * planes.pitch : start + (line + 1) * planes.pitch]
-                    m = line * s_h + a - planes.padding[0]
-                    if m < 0 or m >= H:
-                        row[:] = 0
-                        continue
+                out[start : start + top * pitch] = 0
+                out[start + bottom * pitch : start + plane_size(planes)] = 0
+                for line in range(top, bottom):
+                    row = out[start + line * pitch : start + (line + 1) * pitch]
                     row[:first] = 0
                     row[last:] = 0
-                    source = (c * H + m) * W + first * s_w - before
+                    source = (c * H + line * s_h + a - p_h) * W + first * s_w + b - p_w
                     if s_w == 1:
-                        copy(pixels, source, row, first, last - first, zero)
+                        copy(pixels, source, row, first, last - first)
                     else:
                         for q in range(last - first):
                             row[first + q] = pixels[source + q * s_w]
@@ -105,123 +116,120 @@ def tap_offsets(weight, planes, images):
 
 
 @inner
-def empty_planes(channels, planes, images, like):
-    """Room for the planes of some images, and zeros behind them that a register tile may read."""
-    numbers = channels * planes.phases[0] * planes.phases[1] * images * plane_size(planes)
-    return np.zeros(padded_length(numbers, like), like.dtype)
+def shares(worker, workers, N, channels, step):
+    """The images and channels of a worker: some of the images, or if they are few, some of the channels of each."""
+    if N >= workers:
+        return share(N, worker, workers, 1), (NONE, channels)
+    return (NONE, N), share(channels, worker, workers, step)
 
 
 def conv2d(workers, x, weight, bias, stride, padding, dilation, out):
-    """z = W · (shifted images) + b, image by image; False if a weight is not finite, and met the zero margin."""
-    N = x.shape[0]
-    C_out, C_group = weight.shape[:2]
-    groups = x.shape[1] // C_group
-    filters = C_out // groups
-    panels = np.empty(weight.size, weight.dtype)
-    matrix = weight.reshape(C_out, weight.size // C_out)
-    finite = True
-    for g in range(groups):
-        part = slice(g * filters, (g + 1) * filters)
-        finite = pack(matrix[part], panels[g * filters * matrix.shape[1] :]) and finite
-    if not finite:
+    """z = W · (shifted images) + b; False if a weight is not finite, and would meet the zero margin."""
+    if not finite(weight):
         return False
-    items = N * groups
+    C_out, C_group = weight.shape[:2]
+    panels = pack(weight.reshape(C_out, weight.size // C_out), x.shape[1] // C_group)
     for worker in prange(workers):
-        begin, end = worker * items // workers, (worker + 1) * items // workers
-        _convolve(begin, end, x, weight, panels, bias, (stride, padding, dilation), out)
+        _convolve(worker, workers, x, weight, panels, bias, (stride, padding, dilation), out)
     return True
 
 
 @inner
-def _convolve(first, last, x, weight, panels, bias, geometry, out):
+def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
     planes = layout(weight, out.shape[2:], geometry)
     C_out, C_group = weight.shape[:2]
     groups = x.shape[1] // C_group
     F, K = C_out // groups, weight.size // C_out
     H_out, W_out = out.shape[2:]
-    pitch = planes.pitch
-    image = empty_planes(C_group, planes, 1, x)
-    lines = lines_at_once(F, pitch, H_out)
-    z_pitch = padded_length(lines * pitch, x)
-    z = np.empty(F * z_pitch, x.dtype)
-    flat = out.reshape(-1)
-    offsets = tap_offsets(weight, planes, 1)
-    for item in range(first, last):
-        n, g = item // groups, item % groups
-        fill(x[n, g * C_group : (g + 1) * C_group], planes, image, 1, 0)
-        for top in range(0, H_out, lines):
-            rows = min(lines, H_out - top)
-            columns = (rows - 1) * pitch + W_out
-            product(panels[g * F * K :], F, image[top * pitch :], offsets, columns, z, z_pitch, False, True)
-            for f in range(F):
-                c_out = g * F + f
-                plane = ((n * C_out + c_out) * H_out + top) * W_out
-                for row in range(rows):
-                    copy(z, f * z_pitch + row * pitch, flat, plane + row * W_out, W_out, bias[c_out])
+    pixels, flat = H_out * W_out, out.reshape(-1)
+    images, filters = shares(worker, workers, x.shape[0], F, ROWS)
+    at_once = max(1, min(images[1] - images[0], SIDE_BY_SIDE // pixels))
+    block = empty_planes(C_group, planes, at_once, x)
+    places = Places(W_out, H_out, planes.pitch, plane_size(planes))
+    b = Operand(block, tap_offsets(weight, planes, at_once), places, NONE)
+    z, pitch = np.empty(F * at_once * pixels if at_once > 1 else 0, x.dtype), at_once * pixels
+    for g in range(groups):
+        part = Panels(panels[g * F * K :], F, K)
+        for first in range(images[0], images[1], at_once):
+            count = min(at_once, images[1] - first)
+            for n in range(count):
+                fill(x[first + n, g * C_group : (g + 1) * C_group], planes, block, at_once, n)
+            target = z if at_once > 1 else flat[(first * C_out + g * F) * pixels :]
+            for f in range(filters[0], filters[1]):
+                target[f * pitch : f * pitch + count * pixels] = bias[g * F + f]
+            product(part, filters, b, (NONE, count * pixels), target, pitch)
+            if at_once > 1:
+                for n in range(count):
+                    for f in range(filters[0], filters[1]):
+                        place = ((first + n) * C_out + g * F + f) * pixels
+                        copy(z, f * pitch + n * pixels, flat, place, pixels)
 
 
 def conv2d_grad_weight(workers, grad, x, stride, padding, dilation, out):
     """∂W = Σ_n ∂z · (shifted images)ᵀ; False if the result is not finite: a number met the margin's zeros."""
-    N = x.shape[0]
-    parts = np.zeros((workers, out.size), out.dtype)
+    flat, others = out.reshape(-1), np.zeros((workers - 1, out.size), out.dtype)
+    flat[:] = 0
     for worker in prange(workers):
-        begin, end = worker * N // workers, (worker + 1) * N // workers
-        _correlate(begin, end, grad, x, out, (stride, padding, dilation), parts[worker])
-    flat = out.reshape(-1)
-    check = flat.dtype.type(0)
-    for i in range(flat.shape[0]):
-        total = parts[0, i]
-        for worker in range(1, workers):
-            total += parts[worker, i]
-        flat[i] = total
-        check += total * 0
-    return check == 0
+        total = flat if worker == 0 or x.shape[0] < workers else others[worker - 1]
+        _correlate(worker, workers, grad, x, out, (stride, padding, dilation), total)
+    for i in range(workers - 1):
+        flat += others[i]
+    return finite(flat)
 
 
 @inner
-def _correlate(begin, end, grad, x, weight, geometry, total):
-    """Small images side by side, so that a sum is long enough to be worth its tile."""
+def _correlate(worker, workers, grad, x, weight, geometry, total):
     planes = layout(weight, grad.shape[2:], geometry)
+    size = plane_size(planes)
     C_out, C_group = weight.shape[:2]
     groups = x.shape[1] // C_group
     F, K = C_out // groups, weight.size // C_out
     H_out, W_out = grad.shape[2:]
-    images = max(1, min(end - begin, LONG_SUM // plane_size(planes)))
-    image = empty_planes(C_group, planes, images, x)
-    pitch = images * plane_size(planes)
-    lines = np.zeros(F * pitch, x.dtype)
-    offsets, rows_at = tap_offsets(weight, planes, images), np.arange(F) * pitch
+    pixels = H_out * W_out
+    images, filters = shares(worker, workers, x.shape[0], F, max(ROWS, DOT_ROWS))
+    strips = F >= MANY_FILTERS
+    at_once = max(1, min(images[1] - images[0], LONG_SUM // (pixels if strips else size)))
+    block, offsets = empty_planes(C_group, planes, at_once, x), tap_offsets(weight, planes, at_once)
+    pitch, apart = (W_out, pixels) if strips else (planes.pitch, size)
+    lines = np.zeros(F * at_once * apart, x.dtype)
     for g in range(groups):
-        for first in range(begin, end, images):
-            count = min(images, end - first)
+        for first in range(images[0], images[1], at_once):
+            count = min(at_once, images[1] - first)
             for n in range(count):
-                fill(x[first + n, g * C_group : (g + 1) * C_group], planes, image, images, n)
-                place = n * plane_size(planes)
-                spread_lines(grad[first + n, g * F : (g + 1) * F], lines, place, pitch, planes.pitch)
-            length = (count - 1) * plane_size(planes) + (H_out - 1) * planes.pitch + W_out
-            dot_products(lines, rows_at, image, offsets, length, total[g * F * K :], K)
+                fill(x[first + n, g * C_group : (g + 1) * C_group], planes, block, at_once, n)
+                spread_lines(grad[first + n, g * F : (g + 1) * F], lines, n * apart, count * apart, pitch)
+            result = total[g * F * K :]
+            if strips:
+                a = Panels(pack(lines[: F * count * pixels].reshape(F, count * pixels), 1), F, count * pixels)
+                b = Operand(block, offsets, Places(W_out, H_out, planes.pitch, size), ONE)
+                product(a, filters, b, (NONE, K), result, K)
+            else:
+                length = (count - 1) * size + (H_out - 1) * pitch + W_out
+                rows_at = np.arange(filters[0], filters[1]) * count * size
+                dot_products(lines, rows_at, block, offsets, length, result[filters[0] * K :], K)
 
 
 @inner
-def spread_lines(image, out, place, size, pitch):
-    """Copy channels, (C, H, W), into `out`, `size` apart from `place` on, their lines `pitch` apart."""
+def spread_lines(image, out, place, apart, pitch):
+    """Copy channels, (C, H, W), into `out`, `apart` from each other from `place` on, their lines `pitch` apart."""
     C, H, W = image.shape
-    pixels, zero = image.reshape(-1), out.dtype.type(0)
+    pixels = image.reshape(-1)
     for c in range(C):
-        for m in range(H):
-            copy(pixels, (c * H + m) * W, out, c * size + place + m * pitch, W, zero)
+        if pitch == W:
+            copy(pixels, c * H * W, out, c * apart + place, H * W)
+        else:
+            for m in range(H):
+                copy(pixels, (c * H + m) * W, out, c * apart + place + m * pitch, W)
 
 
 def conv2d_grad_input(workers, grad, weight, stride, padding, dilation, out):
-    """Each plane of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite, and met the zero margin."""
-    groups = out.shape[1] // weight.shape[1]
-    panels = np.empty(weight.size, weight.dtype)
-    if not _pack_phases(weight, groups, layout(weight, grad.shape[2:], (stride, padding, dilation)), panels):
+    """Each plane of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite, and would meet zeros."""
+    if not finite(weight):
         return False
-    items = out.shape[0] * groups
+    planes = layout(weight, grad.shape[2:], (stride, padding, dilation))
+    panels = _pack_phases(weight, out.shape[1] // weight.shape[1], planes)
     for worker in prange(workers):
-        begin, end = worker * items // workers, (worker + 1) * items // workers
-        _scatter(begin, end, grad, weight, panels, (stride, padding, dilation), out)
+        _scatter(worker, workers, grad, weight, panels, (stride, padding, dilation), out)
     return True
 
 
@@ -240,77 +248,87 @@ def phase_taps(weight, planes, a, b):
 
 
 @inner
-def _pack_phases(weight, groups, planes, panels):
-    """Write Wᵀ, (C_group, filters × taps) for each group and plane, as panels; return whether all of it is finite."""
+def _pack_phases(weight, groups, planes):
+    """The panels of Wᵀ, (C_group, filters × taps), for each group and each plane's taps, one after the other."""
     C_group, F = weight.shape[1], weight.shape[0] // groups
-    finite, at = True, 0
+    numbers, at = np.empty(weight.size, weight.dtype), 0
     for g in range(groups):
         for a in range(planes.phases[0]):
             for b in range(planes.phases[1]):
                 taps = phase_taps(weight, planes, a, b)
                 T = taps.shape[0]
-                if T == 0:
-                    continue
-                matrix = np.empty((C_group, F * T), weight.dtype)
-                for f in range(F):
-                    for t in range(T):
-                        for c in range(C_group):
-                            matrix[c, f * T + t] = weight[g * F + f, c, taps[t, 0], taps[t, 1]]
-                finite = pack(matrix, panels[at:]) and finite
-                at += matrix.size
-    return finite
+                for k in range(0, F * T, DEPTH):
+                    top = 0
+                    while top < C_group:
+                        height = panel_height(C_group - top)
+                        for t in range(k, min(k + DEPTH, F * T)):
+                            i, j = taps[t % T, 0], taps[t % T, 1]
+                            for c in range(top, top + height):
+                                numbers[at] = weight[g * F + t // T, c, i, j]
+                                at += 1
+                        top += height
+    return numbers
 
 
 @inner
-def _scatter(begin, end, grad, weight, panels, geometry, out):
+def _scatter(worker, workers, grad, weight, panels, geometry, out):
     planes = layout(weight, grad.shape[2:], geometry)
-    C_group = weight.shape[1]
+    size, pitch = plane_size(planes), planes.pitch
+    C_group, H, W = weight.shape[1], out.shape[2], out.shape[3]
     groups = out.shape[1] // C_group
     F = weight.shape[0] // groups
-    margin = plane_size(planes)  # zeros before and behind each filter's gradient: no shift is longer
-    size = padded_length(2 * margin, grad)
-    lines = np.zeros(F * size, grad.dtype)
-    at_once = lines_at_once(C_group, planes.pitch, planes.lines)
-    z_pitch = padded_length(at_once * planes.pitch, grad)
-    z = np.empty(C_group * z_pitch, grad.dtype)
-    for item in range(begin, end):
-        n, g = item // groups, item % groups
-        image = out[n, g * C_group : (g + 1) * C_group]
-        if planes.stride != (1, 1):
-            image[:] = 0  # what no window reaches stays so
-        spread_lines(grad[n, g * F : (g + 1) * F], lines, margin, size, planes.pitch)
-        at = g * (weight.size // groups)
-        for a in range(planes.phases[0]):
-            for b in range(planes.phases[1]):
-                taps = phase_taps(weight, planes, a, b)
-                if taps.shape[0] == 0:
-                    continue
-                offsets = (np.arange(F).reshape(F, 1) * size + margin - taps[:, 2]).reshape(-1)
-                for top in range(0, planes.lines, at_once):
-                    rows = min(at_once, planes.lines - top)
-                    source = lines[top * planes.pitch :]
-                    product(panels[at:], C_group, source, offsets, rows * planes.pitch, z, z_pitch, False, True)
-                    _write_plane(z, z_pitch, (a, b), top, rows, planes, image)
-                at += C_group * offsets.shape[0]
+    images, channels = shares(worker, workers, out.shape[0], C_group, ROWS)
+    at_once = max(1, min(images[1] - images[0], SIDE_BY_SIDE // size))
+    margin = size - (grad.shape[2] - 1) * pitch - grad.shape[3]  # zeros before the first image: the longest shift
+    apart = margin + at_once * size
+    spread = np.zeros(F * apart, grad.dtype)
+    direct, flat = at_once == 1 and planes.stride == (1, 1), out.reshape(-1)
+    z, z_pitch = np.empty(0 if direct else C_group * at_once * size, grad.dtype), at_once * size
+    for g in range(groups):
+        for first in range(images[0], images[1], at_once):
+            count = min(at_once, images[1] - first)
+            for n in range(first, first + count):
+                spread_lines(grad[n, g * F : (g + 1) * F], spread, margin + (n - first) * size, apart, pitch)
+                out[n, g * C_group + channels[0] : g * C_group + channels[1]] = 0
+            at = g * (weight.size // groups)
+            for a in range(planes.phases[0]):
+                top, bottom = inside(a, planes.padding[0], planes.stride[0], H, planes.lines)
+                for b in range(planes.phases[1]):
+                    left, right = inside(b, planes.padding[1], planes.stride[1], W, pitch)
+                    taps = phase_taps(weight, planes, a, b)
+                    K, columns = F * taps.shape[0], count * (bottom - top) * (right - left)
+                    part = Panels(panels[at:], C_group, K)
+                    at += C_group * K
+                    if columns == 0 or K == 0:
+                        continue
+                    start = margin + top * pitch + left
+                    offsets = (np.arange(F).reshape(F, 1) * apart + start - taps[:, 2]).reshape(-1)
+                    source = Operand(spread, offsets, Places(right - left, bottom - top, pitch, size), NONE)
+                    if direct:
+                        target = flat[(first * out.shape[1] + g * C_group) * H * W :]
+                        product(part, channels, source, (NONE, columns), target, H * W)
+                    else:
+                        z[channels[0] * z_pitch : channels[1] * z_pitch] = 0
+                        product(part, channels, source, (NONE, columns), z, z_pitch)
+                        for n in range(count):
+                            image, start = out[first + n, g * C_group : (g + 1) * C_group], n * columns // count
+                            _write_plane(z[start:], z_pitch, channels, (a, b), planes, source.places, image)
 
 
 @inner
-def _write_plane(z, z_pitch, phase, top, rows, planes, image):
-    """Copy some lines of plane (a, b) to the rows and columns of the image that it stands for, (C, H, W)."""
-    C, H, W = image.shape
-    s_h, s_w = planes.stride
-    before = planes.padding[1] - phase[1]
-    start = min(planes.pitch, max(0, (before + s_w - 1) // s_w))
-    stop = max(start, min(planes.pitch, (W - 1 + before) // s_w + 1))
-    pixels, zero = image.reshape(-1), z.dtype.type(0)
-    for c in range(C):
-        for row in range(rows):
-            m = (top + row) * s_h + phase[0] - planes.padding[0]
-            if m < 0 or m >= H:
-                continue
-            source, target = c * z_pitch + row * planes.pitch, (c * H + m) * W - before
+def _write_plane(z, z_pitch, channels, phase, planes, places, image):
+    """Copy plane (a, b) to the rows and columns of the image that it stands for, (C, H, W)."""
+    _, H, W = image.shape
+    (s_h, s_w), (p_h, p_w), pixels = planes.stride, planes.padding, image.reshape(-1)
+    top, _ = inside(phase[0], p_h, s_h, H, planes.lines)
+    left, _ = inside(phase[1], p_w, s_w, W, planes.pitch)
+    for c in range(channels[0], channels[1]):
+        for line in range(places.lines):
+            source = c * z_pitch + line * places.width
+            row, col = (top + line) * s_h + phase[0] - p_h, left * s_w + phase[1] - p_w
+            target = (c * H + row) * W + col
             if s_w == 1:
-                copy(z, source + start, pixels, target + start, stop - start, zero)
+                copy(z, source, pixels, target, places.width)
             else:
-                for q in range(start, stop):
+                for q in range(places.width):
                     pixels[target + q * s_w] = z[source + q]

@@ -23,7 +23,7 @@ def dot_products(a, rows_at, b, columns_at, length, c, pitch):
     """C[r, c] += Σ_p a[rows_at[r] + p] · b[columns_at[c] + p] for p < length; row r of C begins at r · pitch of c."""
     step = lanes(a)
     left, right = np.empty(DOT_ROWS, np.int64), np.empty(DOT_COLUMNS, np.int64)
-    totals = np.empty(DOT_ROWS * DOT_COLUMNS, a.dtype)
+    totals = np.empty(DOT_ROWS * DOT_COLUMNS + step, a.dtype)
     R, C = rows_at.shape[0], columns_at.shape[0]
     for start in range(0, length, DEPTH):
         stop = min(start + DEPTH, length)

@@ -1,13 +1,13 @@
-"""linear and its gradients as products of matrices, shared out to the cores by columns or rows of the result."""
+"""linear and its gradients as products of matrices, shared out to the cores by columns of the result."""
 
 import numpy as np
 from numba import prange
 
 from jitconv.variants.simd import VECTORS, lanes
 from jitconv.variants.tiled.dots import dot_products
-from jitconv.variants.tiled.product import inner, pack, product
+from jitconv.variants.tiled.product import NONE, ONE, Operand, Panels, Places, inner, pack, pack_turned, product, share
 
-MANY_IMAGES = 192  # from here on, turning the weights once costs less than the sums across registers
+FEW_IMAGES = 8  # up to here, reading the weights is all the work, and sums across registers read them as they lie
 
 
 @inner
@@ -17,75 +17,45 @@ def rows_of(matrix):
 
 
 @inner
-def share(total, worker, workers, step):
-    """The worker's part of range(total), begun at a multiple of `step`."""
-    steps = (total + step - 1) // step
-    return min(worker * steps // workers * step, total), min((worker + 1) * steps // workers * step, total)
+def multiply(worker, workers, panels, M, b, columns, turned, c):
+    """The worker's columns of C: (M, columns) += A · B; b: (K, columns), or turned, (columns, K)."""
+    first, last = share(columns, worker, workers, VECTORS * lanes(c))
+    K = b.shape[1] if turned == 1 else b.shape[0]
+    operand = Operand(b.reshape(-1), rows_of(b), Places(b.shape[1], 1, 0, b.shape[1]), turned)
+    product(Panels(panels, M, K), (NONE, M), operand, (first, last), c.reshape(-1)[first:], columns)
 
 
 def linear(workers, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i]"""
     N, O = out.shape
+    I = x.shape[1]
     for n in range(N):
         out[n] = bias
-    if N < MANY_IMAGES:
+    if N <= FEW_IMAGES:
         for worker in prange(workers):
             first, last = share(O, worker, workers, 1)
-            _few_images(x, weight, out, first, last)
+            if first < last:
+                columns = np.arange(first, last) * I
+                dot_products(x.reshape(-1), rows_of(x), weight.reshape(-1), columns, I, out.reshape(-1)[first:], O)
     else:
-        turned = np.empty((weight.shape[1], (O + 31) // 32 * 32 + 16), weight.dtype)  # not a power of two
-        panels = np.empty(x.size, x.dtype)
-        pack(x, panels)
+        panels = pack(x, 1)
         for worker in prange(workers):
-            first, last = share(O, worker, workers, VECTORS * lanes(x))
-            _turn(weight, first, last, turned)
-            b, c = turned.reshape(-1)[first:], out.reshape(-1)[first:]
-            product(panels, N, b, rows_of(turned), last - first, c, O, True, False)
-
-
-@inner
-def _turn(weight, first, last, turned):
-    """turned[i, j] = weight[j, i], a cache line of each row at a time."""
-    for start in range(first, last, 16):
-        rows = weight[start : min(start + 16, last)]
-        for i in range(weight.shape[1]):
-            line = turned[i, start : start + 16]
-            for j in range(rows.shape[0]):
-                line[j] = rows[j, i]
-
-
-@inner
-def _few_images(x, weight, out, first, last):
-    I = x.shape[1]
-    columns = np.arange(first, last) * I
-    if columns.shape[0] > 0:
-        dot_products(x.reshape(-1), rows_of(x), weight.reshape(-1), columns, I, out.reshape(-1)[first:], out.shape[1])
+            multiply(worker, workers, panels, N, weight, O, ONE, out)
 
 
 def linear_grad_input(workers, grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
     N, I = out.shape
-    panels = np.empty(grad.size, grad.dtype)
-    pack(grad, panels)
+    out[:] = 0
+    panels = pack(grad, 1)
     for worker in prange(workers):
-        first, last = share(I, worker, workers, VECTORS * lanes(grad))
-        b, c = weight.reshape(-1)[first:], out.reshape(-1)[first:]
-        product(panels, N, b, rows_of(weight), last - first, c, I, False, False)
+        multiply(worker, workers, panels, N, weight, I, NONE, out)
 
 
 def linear_grad_weight(workers, grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
     O, I = out.shape
+    out[:] = 0
+    panels = pack_turned(grad)
     for worker in prange(workers):
-        first, last = share(O, worker, workers, 1)
-        _grad_rows(grad, x, out, first, last)
-
-
-@inner
-def _grad_rows(grad, x, out, first, last):
-    part = grad[:, first:last].T
-    panels = np.empty(part.size, grad.dtype)
-    if last > first:
-        pack(part, panels)
-        I = out.shape[1]
-        product(panels, last - first, x.reshape(-1), rows_of(x), I, out[first:last].reshape(-1), I, False, False)
+        multiply(worker, workers, panels, O, x, I, NONE, out)

@@ -1,130 +1,187 @@
-"""The matrix product that every tiled layer stands on: C (+)= A · B, a register tile of C at a time.
+"""The matrix product that every tiled layer stands on: C += A · B, a register tile of C at a time.
 
 A: (M, K) is packed once into panels of a few rows, each column of a panel side by side, as `outer` reads them.
-Row k of B begins at `offsets[k]` of a flat array. That is all a row is: a row of a matrix, or, for a convolution, the
-image itself, shifted to one tap of the kernel. Nothing is copied into columns.
+B: (K, N) is read where it lies, rows or columns of a matrix or shifted images, and copied in strips as wide as a tile
+(a convolution's columns never exist beyond that). A strip stays in the first-level cache while all of A passes over it.
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import literal_unroll
 
 from jitconv.variants.compiling import njit
-from jitconv.variants.simd import ROWS, VECTORS, add, lanes, move, outer, put, zeros
+from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, turn, zeros
 
 DEPTH = 128  # terms of a sum that are added up on their own: it bounds the rounding error
-WIDTH = 512  # columns of B that all rows of A pass over before the next ones: they fit the second-level cache
-PITCH = WIDTH + 32  # between gathered rows: a power of two would send them all to the same places of the cache
+WIDTH = 512  # columns of C that are finished before the next ones: they stay in the second-level cache
+HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
+NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
 
 inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
 
 
-def _panel(rows, smaller):
-    """c[i, j] (+)= Σ_k a[k·rows + i] · b[offsets[k] + j] for i < rows and start ≤ j < stop, a register tile at a time.
+class Panels(NamedTuple):
+    """What `pack` made of a matrix, (M, K): for each DEPTH of columns all panels, the highest ones first."""
 
-    `smaller` does it for any lower number of rows.
-    """
+    numbers: Any
+    M: int
+    K: int
 
-    @inner
-    def tile_at(a, b, offsets, c, pitch, j, first, n):
-        tile = zeros(c, rows, VECTORS)
-        for k in range(offsets.shape[0]):
-            tile = outer(tile, a, k * rows, b, offsets[k] + j, n)
-        if first:
-            put(tile, c, j, pitch, n)
-        else:
-            add(tile, c, j, pitch, n)
 
-    @inner
-    def panel(height, a, b, offsets, c, pitch, start, stop, first, padded):
-        if height < rows:
-            smaller(height, a, b, offsets, c, pitch, start, stop, first, padded)
-            return
-        step = VECTORS * lanes(c)
-        for j in range(start, stop, step):
-            if padded or stop - j >= step:
-                tile_at(a, b, offsets, c, pitch, j, first, None)
-            else:
-                tile_at(a, b, offsets, c, pitch, j, first, stop - j)
+class Places(NamedTuple):
+    """Where the pixels of some images lie: pixel j of image n, line row, column col at n·size + row·pitch + col."""
 
-    return panel
+    width: int
+    lines: int
+    pitch: int
+    size: int
+
+
+class Operand(NamedTuple):
+    """B[k, j] = numbers[offsets[k] + the place of j]; if `turned` is 1, numbers[offsets[j] + the place of k]."""
+
+    numbers: Any
+    offsets: Any
+    places: Places
+    turned: int
 
 
 @inner
-def _no_rows(height, a, b, offsets, c, pitch, start, stop, first, padded):
-    pass
-
-
-_panels = _no_rows
-for _rows in range(1, ROWS + 1):
-    _panels = _panel(_rows, _panels)
-
-
-@inner
-def panel_rows(M):
-    """The rows of a panel: as many as fit the registers, but no nearly empty last panel."""
-    panels = (M + ROWS - 1) // ROWS
-    return (M + panels - 1) // panels
+def panel_height(rows):
+    """The height of the next panel of so many rows."""
+    best = 1
+    for height in HEIGHTS:
+        if height <= rows:
+            best = height
+    return best
 
 
 @inner
-def pack(matrix, panels):
-    """Write a matrix (M, K) as panels; return whether all of it is finite."""
-    M, K = matrix.shape
-    rows = panel_rows(M)
-    check = panels.dtype.type(0)
-    for m in range(0, M, rows):
-        height = min(rows, M - m)
-        panel = panels[m * K : m * K + height * K]
-        part = matrix[m : m + height]
-        for k in range(K):
-            for i in range(height):
-                panel[k * height + i] = part[i, k]
-                check += part[i, k] * 0
-    return check == 0
+def pack(matrix, groups):
+    """A C-contiguous matrix, (groups · M, K), as panels of each group's M rows."""
+    M, K = matrix.shape[0] // groups, matrix.shape[1]
+    step, flat, numbers, at = lanes(matrix), matrix.reshape(-1), np.empty(matrix.size, matrix.dtype), 0
+    for g in range(groups):
+        for k in range(0, K, DEPTH):
+            depth, m, last = min(DEPTH, K - k), g * M, (g + 1) * M
+            while m < last:
+                height = panel_height(last - m)
+                for r in range(0, height, step):
+                    for t in range(0, depth, step):
+                        rows, columns = min(step, height - r), min(step, depth - t)
+                        turn(flat, (m + r) * K + k + t, K, numbers, at + t * height + r, height, rows, columns)
+                at, m = at + depth * height, m + height
+    return numbers
 
 
 @inner
-def copy(source, i, target, j, count, added):
-    """target[j + v] = source[i + v] + added for v < count."""
+def pack_turned(matrix):
+    """The columns of a C-contiguous matrix, (K, M), as the rows of panels."""
+    K, M = matrix.shape
+    flat, numbers, at = matrix.reshape(-1), np.empty(matrix.size, matrix.dtype), 0
+    for k in range(0, K, DEPTH):
+        m = 0
+        while m < M:
+            height = panel_height(M - m)
+            for t in range(k, min(k + DEPTH, K)):
+                copy(flat, t * M + m, numbers, at, height)
+                at += height
+            m += height
+    return numbers
+
+
+@inner
+def copy(source, i, target, j, count):
+    """target[j + v] = source[i + v] for v < count."""
     step = lanes(source)
     whole = count // step * step
     for v in range(0, whole, step):
-        move(source, i + v, target, j + v, added, None)
+        move(source, i + v, target, j + v, None)
     if whole < count:
-        move(source, i + whole, target, j + whole, added, count - whole)
+        move(source, i + whole, target, j + whole, count - whole)
 
 
 @inner
-def product(panels, M, b, offsets, columns, c, pitch, added, padded):
-    """C[m, j] (+)= Σ_k A[m, k] · b[offsets[k] + j] for j < columns; row m of C begins at m · pitch of c.
+def share(total, worker, workers, step):
+    """The worker's part of range(total), begun at a multiple of `step`."""
+    steps = (total + step - 1) // step
+    return min(worker * steps // workers * step, total), min((worker + 1) * steps // workers * step, total)
 
-    added: add to C instead of overwriting it. padded: b and c have room behind every row for a whole register tile.
+
+@inner
+def finite(array):
+    """Whether no number of a C-contiguous array is infinite or NaN."""
+    total = array.dtype.type(0)
+    for number in array.reshape(-1):
+        total += number * 0
+    return total == 0
+
+
+@inner
+def product(panels, m_range, b, columns, c, pitch):
+    """C[m, j] += Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
+
+    C[m, j] is c[m · pitch + j − columns[0]].
     """
-    K = offsets.shape[0]
-    if K == 0 and not added:
-        for m in range(M):
-            c[m * pitch : m * pitch + columns] = 0
-    rows = panel_rows(M)
-    gathered = not padded and M > 2 * ROWS
-    block = np.empty(DEPTH * PITCH if gathered else 0, c.dtype)
-    for start in range(0, columns, WIDTH):
-        stop = min(start + WIDTH, columns)
-        for k in range(0, K, DEPTH):
-            source, taps = b, offsets[k : k + DEPTH]
-            if gathered:
-                source, taps = block, _gather(b, taps, start, stop, block)
-            first = k == 0 and not added
-            for m in range(0, M, rows):
-                height = min(rows, M - m)
-                panel = panels[m * K + k * height :]
-                _panels(height, panel, source, taps, c[m * pitch :], pitch, start, stop, first, padded)
+    step = VECTORS * lanes(c)
+    strip, spare = np.empty(DEPTH * step, c.dtype), np.empty(DEPTH * step, c.dtype)
+    for start in range(columns[0], columns[1], WIDTH):
+        for k in range(0, panels.K, DEPTH):
+            depth = min(DEPTH, panels.K - k)
+            for j in range(start, min(start + WIDTH, columns[1]), step):
+                width = min(step, columns[1] - j)
+                if b.turned == 0:
+                    _gather(b.numbers, b.offsets[k : k + depth], b.places, j, width, strip, step)
+                else:
+                    _gather(b.numbers, b.offsets[j : j + width], b.places, k, depth, spare, DEPTH)
+                    _turn_strip(spare, depth, width, strip)
+                m = m_range[0]
+                while m < m_range[1]:
+                    height = panel_height(panels.M - m)
+                    stop = min(m_range[1], m + (panels.M - m) // height * height)
+                    block, place = panels.numbers[k * panels.M :], (pitch, j - columns[0])
+                    _tiles_of_height(height, block, (m, stop), depth, strip, width, c, place)
+                    m = stop
 
 
 @inner
-def _gather(b, taps, start, stop, block):
-    """Copy the columns from start to stop of some rows of B side by side: far apart, they would share cache lines."""
-    zero = block.dtype.type(0)
-    for k in range(taps.shape[0]):
-        copy(b, taps[k] + start, block, k * PITCH, stop - start, zero)
-    return np.arange(taps.shape[0]) * PITCH - start
+def _gather(numbers, offsets, places, first, count, strip, pitch):
+    """strip[r · pitch + i] = numbers[offsets[r] + the place of first + i] for i < count, line by line of the images."""
+    line, col, done = first // places.width, first % places.width, 0
+    while done < count:
+        run = min(count - done, places.width - col)
+        place = line // places.lines * places.size + line % places.lines * places.pitch + col
+        for r in range(offsets.shape[0]):
+            copy(numbers, offsets[r] + place, strip, r * pitch + done, run)
+        line, col, done = line + 1, 0, done + run
+
+
+@inner
+def _turn_strip(columns, depth, width, strip):
+    """strip[k, j] = columns[j, k]"""
+    lane, step = lanes(strip), VECTORS * lanes(strip)
+    for v in range(0, width, lane):
+        for t in range(0, depth, lane):
+            rows = min(lane, width - v)
+            turn(columns, v * DEPTH + t, DEPTH, strip, t * step + v, step, rows, min(lane, depth - t))
+
+
+@inner
+def _tiles_of_height(rows, panels, m_range, depth, strip, width, c, place):
+    for height in literal_unroll(HEIGHTS):  # each height is code of its own
+        if height == rows:
+            _tiles(height, panels, m_range, depth, strip, width, c, place)
+
+
+@inner
+def _tiles(height, panels, m_range, depth, strip, width, c, place):
+    """c[m, j] += Σ_k A[m, k] · strip[k, j] for the m of some panels of one height, and one strip."""
+    pitch, j = place
+    for m in range(m_range[0], m_range[1], height):
+        tile, i = zeros(c, height, VECTORS), m * pitch + j
+        fetch(tile, c, i, pitch)
+        for k in range(depth):
+            tile = outer(tile, panels, m * depth + k * height, strip, k * VECTORS * lanes(c), None)
+        add(tile, c, i, pitch, width)
