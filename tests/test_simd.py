@@ -5,7 +5,7 @@ import pytest
 from numba import njit
 
 from jitconv.variants import simd
-from jitconv.variants.simd import ROWS, VECTORS, add, dots, lanes, move, outer, put, sums, zeros
+from jitconv.variants.simd import ROWS, VECTORS, add, dots, lanes, move, outer, put, sums, turn, zeros
 
 DTYPES = ("float32", "float64")
 
@@ -26,7 +26,12 @@ def _dots(a, b, at, c, n):
 
 @njit
 def _move(a, c, n):
-    move(a, 1, c, 2, a[0], n)
+    move(a, 1, c, 2, n)
+
+
+@njit
+def _turn(a, b, rows, columns):
+    turn(a, 1, lanes(a) + 3, b, 2, lanes(a) + 1, rows, columns)
 
 
 def numbers(count: int, dtype: str) -> np.ndarray:
@@ -54,11 +59,16 @@ def test_outer_products(dtype: str, added: bool, share: float | None) -> None:
 def test_dot_products(dtype: str, n: int | None) -> None:
     width = simd.lanes_of(dtype)
     n = None if n is None else min(n, width)
-    a, b, at, c = numbers(3 * width + 1, dtype), numbers(3 * width + 2, dtype), np.arange(3) * width, np.zeros(9, dtype)
+    a, b, at, c = (
+        numbers(3 * width + 1, dtype),
+        numbers(3 * width + 2, dtype),
+        np.arange(3) * width,
+        np.zeros(9 + width, dtype),
+    )
     _dots(a, b, at, c, n)
     count = width if n is None else n
     rows = [[a[1 + i : 1 + i + count] @ b[1 + j : 1 + j + count] for j in at] for i in at]
-    np.testing.assert_array_equal(c.reshape(3, 3), rows)
+    np.testing.assert_array_equal(c[:9].reshape(3, 3), rows)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,9 +78,23 @@ def test_moves(dtype: str, n: int | None) -> None:
     a, c = numbers(width + 1, dtype), numbers(width + 3, dtype)
     expected = c.copy()
     count = width if n is None else n
-    expected[2 : 2 + count] = a[1 : 1 + count] + a[0]
+    expected[2 : 2 + count] = a[1 : 1 + count]
     _move(a, c, n)
     np.testing.assert_array_equal(c, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 3, None])
+@pytest.mark.parametrize("columns", [1, 2, None])
+def test_turned_squares(dtype: str, rows: int | None, columns: int | None) -> None:
+    width = simd.lanes_of(dtype)
+    rows, columns = (width if n is None else min(n, width) for n in (rows, columns))
+    a, b = numbers(1 + width * (width + 3), dtype), numbers(2 + width * (width + 1), dtype)
+    expected = b.copy()
+    square = a[1:].reshape(width, width + 3)[:rows, :columns]
+    expected[2:].reshape(width, width + 1)[:columns, :rows] = square.T
+    _turn(a, b, rows, columns)
+    np.testing.assert_array_equal(b, expected)
 
 
 def test_a_masked_tail_reads_and_writes_nothing_beyond() -> None:
@@ -86,4 +110,4 @@ def test_a_masked_tail_reads_and_writes_nothing_beyond() -> None:
     a = np.frombuffer(pages, "float32", count=page // 4)[-2:]
     a[:] = (1, 2)
     _move(a, out := np.zeros(64, "float32"), 1)
-    assert out[2] == 3
+    assert out[2] == 2

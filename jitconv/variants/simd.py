@@ -34,7 +34,7 @@ REGISTERS = 32 if WIDTH == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 1
 ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
 DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
 
-_INT, _INDEX = ir.IntType(32), ir.IntType(64)
+INT, INDEX = ir.IntType(32), ir.IntType(64)
 
 
 def lanes_of(dtype: Any) -> int:
@@ -57,7 +57,7 @@ class _TileModel(models.PrimitiveModel):
         super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors))
 
 
-class _Code:
+class Code:
     """Emits the instructions of one intrinsic."""
 
     def __init__(self, context, builder, tile):
@@ -80,13 +80,13 @@ class _Code:
 
     def mask(self, n, first):
         """Which lanes stand for the numbers first, first + 1, … below n."""
-        numbers = ir.Constant(ir.VectorType(_INDEX, self.tile.lanes), list(range(first, first + self.tile.lanes)))
+        numbers = ir.Constant(ir.VectorType(INDEX, self.tile.lanes), list(range(first, first + self.tile.lanes)))
         return self.builder.icmp_signed("<", numbers, self.repeated(n))
 
     def repeated(self, value):
         vector = ir.VectorType(value.type, self.tile.lanes)
-        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_INT, 0))
-        every = ir.Constant(ir.VectorType(_INT, self.tile.lanes), None)
+        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(INT, 0))
+        every = ir.Constant(ir.VectorType(INT, self.tile.lanes), None)
         return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), every)
 
     def _vector_at(self, address):
@@ -101,7 +101,7 @@ class _Code:
             return value
         zero = ir.Constant(self.tile.vector, None)
         name = f"llvm.masked.load.{self.suffix}.p0"
-        return self.call(name, self.tile.vector, pointer, ir.Constant(_INT, align), self.mask(n, first), zero)
+        return self.call(name, self.tile.vector, pointer, ir.Constant(INT, align), self.mask(n, first), zero)
 
     def store(self, value, address, n=None, first=0):
         pointer = self._vector_at(address)
@@ -110,7 +110,7 @@ class _Code:
             self.builder.store(value, pointer).align = align
             return
         name = f"llvm.masked.store.{self.suffix}.p0"
-        self.call(name, ir.VoidType(), value, pointer, ir.Constant(_INT, align), self.mask(n, first))
+        self.call(name, ir.VoidType(), value, pointer, ir.Constant(INT, align), self.mask(n, first))
 
     def multiply_add(self, a, b, c):
         return self.call(f"llvm.fmuladd.{self.suffix}", self.tile.vector, a, b, c)
@@ -120,15 +120,15 @@ class _Code:
 
         Once for every bit, over all pairs of as many registers as they have lanes, this turns rows into columns.
         """
-        number, numbers = ir.VectorType(_INT, self.tile.lanes), range(self.tile.lanes)
+        number, numbers = ir.VectorType(INT, self.tile.lanes), range(self.tile.lanes)
         lower = ir.Constant(number, [self.tile.lanes + i - bit if i & bit else i for i in numbers])
         upper = ir.Constant(number, [self.tile.lanes + i if i & bit else i + bit for i in numbers])
         return self.builder.shuffle_vector(a, b, lower), self.builder.shuffle_vector(a, b, upper)
 
     def below(self, i, stop, count):
         """`count` if i < stop, else 0."""
-        inside = self.builder.icmp_signed("<", ir.Constant(_INDEX, i), stop)
-        return self.builder.select(inside, count, ir.Constant(_INDEX, 0))
+        inside = self.builder.icmp_signed("<", ir.Constant(INDEX, i), stop)
+        return self.builder.select(inside, count, ir.Constant(INDEX, 0))
 
     def get(self, tile, place):
         return self.builder.extract_value(tile, place)
@@ -146,7 +146,7 @@ def lanes(typing, array):
     """The numbers in one register of the array's dtype."""
 
     def code(context, builder, signature, args):
-        return ir.Constant(_INDEX, WIDTH * 8 // signature.args[0].dtype.bitwidth)
+        return ir.Constant(INDEX, WIDTH * 8 // signature.args[0].dtype.bitwidth)
 
     return types.intp(array), code
 
@@ -168,13 +168,13 @@ def outer(typing, tile, a, i, b, j, n):
     """tile[r, v] += a[i + r] · b[j + v]: every loaded number takes part in a row or a column of multiply-adds."""
 
     def code(context, builder, signature, args):
-        emit = _Code(context, builder, tile)
+        emit = Code(context, builder, tile)
         total, a_value, i_value, b_value, j_value, n_value = args
         n_value = _count(n, n_value)
-        step = [ir.Constant(_INDEX, v * tile.lanes) for v in range(tile.vectors)]
+        step = [ir.Constant(INDEX, v * tile.lanes) for v in range(tile.vectors)]
         row = [emit.load(emit.at(b, b_value, j_value, step[v]), n_value, v * tile.lanes) for v in range(tile.vectors)]
         for r in range(tile.rows):
-            factor = emit.repeated(builder.load(emit.at(a, a_value, i_value, ir.Constant(_INDEX, r))))
+            factor = emit.repeated(builder.load(emit.at(a, a_value, i_value, ir.Constant(INDEX, r))))
             for v in range(tile.vectors):
                 place = r * tile.vectors + v
                 total = emit.set(total, place, emit.multiply_add(factor, row[v], emit.get(total, place)))
@@ -188,12 +188,12 @@ def dots(typing, tile, a, rows_at, b, columns_at, p, n):
     """tile[r, c] += a[rows_at[r] + p …] · b[columns_at[c] + p …], lane by lane."""
 
     def code(context, builder, signature, args):
-        emit = _Code(context, builder, tile)
+        emit = Code(context, builder, tile)
         total, a_value, rows_value, b_value, columns_value, p_value, n_value = args
         n_value = _count(n, n_value)
 
         def vectors(array, value, table, offsets, count):
-            starts = [builder.load(emit.at(table, offsets, ir.Constant(_INDEX, k))) for k in range(count)]
+            starts = [builder.load(emit.at(table, offsets, ir.Constant(INDEX, k))) for k in range(count)]
             return [emit.load(emit.at(array, value, start, p_value), n_value) for start in starts]
 
         left = vectors(a, a_value, rows_at, rows_value, tile.rows)
@@ -208,13 +208,13 @@ def dots(typing, tile, a, rows_at, b, columns_at, p, n):
 def _write(added):
     def write(typing, tile, c, i, pitch, n):
         def code(context, builder, signature, args):
-            emit = _Code(context, builder, tile)
+            emit = Code(context, builder, tile)
             total, c_value, i_value, pitch_value, n_value = args
             n_value = _count(n, n_value)
             for place, (r, v) in enumerate(tile.places):
                 first = v * tile.lanes
-                row = builder.mul(pitch_value, ir.Constant(_INDEX, r))
-                address = emit.at(c, c_value, i_value, row, ir.Constant(_INDEX, first))
+                row = builder.mul(pitch_value, ir.Constant(INDEX, r))
+                address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, first))
                 value = emit.get(total, place)
                 if added:
                     value = builder.fadd(emit.load(address, n_value, first), value)
@@ -235,12 +235,12 @@ def fetch(typing, tile, c, i, pitch):
     """Ask for the cache lines of c[i + r·pitch + v], which `add` or `put` will need when the tile is done."""
 
     def code(context, builder, signature, args):
-        emit = _Code(context, builder, tile)
+        emit = Code(context, builder, tile)
         _, c_value, i_value, pitch_value = args
         for r, v in tile.places:
-            row = builder.mul(pitch_value, ir.Constant(_INDEX, r))
-            address = emit.at(c, c_value, i_value, row, ir.Constant(_INDEX, v * tile.lanes))
-            to_write, keep, data = (ir.Constant(_INT, value) for value in (1, 3, 1))
+            row = builder.mul(pitch_value, ir.Constant(INDEX, r))
+            address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, v * tile.lanes))
+            to_write, keep, data = (ir.Constant(INT, value) for value in (1, 3, 1))
             emit.call("llvm.prefetch.p0", ir.VoidType(), address, to_write, keep, data)
         return context.get_dummy_value()
 
@@ -253,7 +253,7 @@ def move(typing, source, i, target, j, n):
     tile = Tile(source.dtype, 1, 1)
 
     def code(context, builder, signature, args):
-        emit = _Code(context, builder, tile)
+        emit = Code(context, builder, tile)
         source_value, i_value, target_value, j_value, n_value = args
         n_value = _count(n, n_value)
         value = emit.load(emit.at(source, source_value, i_value), n_value)
@@ -264,58 +264,11 @@ def move(typing, source, i, target, j, n):
 
 
 @intrinsic
-def max_2x2(typing, x, i, W, first, out, o, indices, n):
-    """out[o + v], indices[o + v]: the largest of x[i + 2v], x[i + 2v + 1] and the two below, and where in its plane.
-
-    W is the width of a line, `first` the index of x[i] in the plane. Later numbers win only if larger, or NaN.
-    """
-    tile = Tile(x.dtype, 1, 1)
-
-    def code(context, builder, signature, args):
-        emit = _Code(context, builder, tile)
-        x_value, i_value, W_value, first_value, out_value, o_value, indices_value, n_value = args
-        lanes, count = tile.lanes, builder.mul(n_value, ir.Constant(_INDEX, 2))
-        number, where = ir.VectorType(_INT, lanes), ir.VectorType(_INDEX, lanes)
-
-        def line(start):
-            halves = [
-                emit.load(emit.at(x, x_value, start, ir.Constant(_INDEX, k * lanes)), count, k * lanes) for k in (0, 1)
-            ]
-            return [
-                builder.shuffle_vector(*halves, ir.Constant(number, list(range(odd, 2 * lanes, 2)))) for odd in (0, 1)
-            ]
-
-        above = ir.Constant(where, list(range(0, 2 * lanes, 2)))
-        place = builder.add(emit.repeated(first_value), above)
-        right = ir.Constant(where, [1] * lanes)
-        below = emit.repeated(W_value)
-        best, *others = line(i_value) + line(builder.add(i_value, W_value))
-        index = place
-        for value, at in zip(others, (right, below, builder.add(below, right)), strict=True):
-            wins = builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
-            best = builder.select(wins, value, best)
-            index = builder.select(wins, builder.add(place, at), index)
-        emit.store(best, emit.at(out, out_value, o_value), n_value)
-        pointer = builder.bitcast(emit.at(indices, indices_value, o_value), where.as_pointer())
-        emit.call(
-            f"llvm.masked.store.v{lanes}i64.p0",
-            ir.VoidType(),
-            index,
-            pointer,
-            ir.Constant(_INT, 8),
-            emit.mask(n_value, 0),
-        )
-        return context.get_dummy_value()
-
-    return types.void(x, types.intp, types.intp, types.intp, out, types.intp, indices, types.intp), code
-
-
-@intrinsic
 def sums(typing, tile, c):
     """c[r·vectors + v] = Σ_lane tile[r, v][lane]; c has room for whole registers."""
 
     def code(context, builder, signature, args):
-        emit = _Code(context, builder, tile)
+        emit = Code(context, builder, tile)
         for first in range(0, len(tile.places), tile.lanes):
             group = range(first, min(first + tile.lanes, len(tile.places)))
             rows = dict(enumerate(emit.get(args[0], place) for place in group))
@@ -325,7 +278,7 @@ def sums(typing, tile, c):
                     lower, upper = emit.swap(rows[r], rows.pop(r | bit, rows[r]), bit)
                     rows[r] = builder.fadd(lower, upper)
                 bit //= 2
-            emit.store(rows[0], emit.at(c, args[1], ir.Constant(_INDEX, first)))
+            emit.store(rows[0], emit.at(c, args[1], ir.Constant(INDEX, first)))
         return context.get_dummy_value()
 
     return types.void(tile, c), code
@@ -337,10 +290,10 @@ def turn(typing, a, i, pitch, b, j, b_pitch, rows, columns):
     tile = Tile(a.dtype, 1, 1)
 
     def code(context, builder, signature, args):
-        emit = _Code(context, builder, tile)
+        emit = Code(context, builder, tile)
         a_value, i_value, pitch_value, b_value, j_value, b_pitch_value, rows_value, columns_value = args
         numbers = range(tile.lanes)
-        starts = [builder.mul(pitch_value, ir.Constant(_INDEX, r)) for r in numbers]
+        starts = [builder.mul(pitch_value, ir.Constant(INDEX, r)) for r in numbers]
         vectors = [
             emit.load(emit.at(a, a_value, i_value, starts[r]), emit.below(r, rows_value, columns_value))
             for r in numbers
@@ -351,7 +304,7 @@ def turn(typing, a, i, pitch, b, j, b_pitch, rows, columns):
                 vectors[r], vectors[r | bit] = emit.swap(vectors[r], vectors[r | bit], bit)
             bit //= 2
         for c in numbers:
-            start = builder.mul(b_pitch_value, ir.Constant(_INDEX, c))
+            start = builder.mul(b_pitch_value, ir.Constant(INDEX, c))
             emit.store(vectors[c], emit.at(b, b_value, j_value, start), emit.below(c, columns_value, rows_value))
         return context.get_dummy_value()
 

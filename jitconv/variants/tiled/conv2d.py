@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from jitconv.variants.simd import DOT_ROWS, ROWS
+from jitconv.variants.simd import DOT_ROWS, ROWS, VECTORS, lanes
 from jitconv.variants.tiled.dots import dot_products
 from jitconv.variants.tiled.product import (
     DEPTH,
@@ -60,12 +60,14 @@ def plane_size(planes):
 
 @inner
 def empty_planes(channels, planes, images, like):
-    return np.empty(channels * planes.phases[0] * planes.phases[1] * images * plane_size(planes), like.dtype)
+    """Room for the planes of some images, and a register tile behind them that may be read."""
+    numbers = channels * planes.phases[0] * planes.phases[1] * images * plane_size(planes)
+    return np.empty(numbers + VECTORS * lanes(like), like.dtype)
 
 
 @inner
 def inside(phase, padding, stride, size, length):
-    """Which of a plane's `length` lines (or columns) lie inside an image of `size`: line l is l·stride + phase − padding."""
+    """Which of a plane's `length` lines (or columns) lie inside an image of `size`: l·stride + phase − padding."""
     before = padding - phase
     start = min(length, max(0, (before + stride - 1) // stride))
     return start, max(start, min(length, (size - 1 + before) // stride + 1))
@@ -118,7 +120,7 @@ def tap_offsets(weight, planes, images):
 @inner
 def shares(worker, workers, N, channels, step):
     """The images and channels of a worker: some of the images, or if they are few, some of the channels of each."""
-    if N >= workers:
+    if workers <= N:
         return share(N, worker, workers, 1), (NONE, channels)
     return (NONE, N), share(channels, worker, workers, step)
 
@@ -187,25 +189,25 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
     H_out, W_out = grad.shape[2:]
     pixels = H_out * W_out
     images, filters = shares(worker, workers, x.shape[0], F, max(ROWS, DOT_ROWS))
-    strips = F >= MANY_FILTERS
-    at_once = max(1, min(images[1] - images[0], LONG_SUM // (pixels if strips else size)))
+    at_once = max(1, min(images[1] - images[0], LONG_SUM // pixels))
     block, offsets = empty_planes(C_group, planes, at_once, x), tap_offsets(weight, planes, at_once)
+    strips = F >= MANY_FILTERS
     pitch, apart = (W_out, pixels) if strips else (planes.pitch, size)
     lines = np.zeros(F * at_once * apart, x.dtype)
     for g in range(groups):
+        result = total[g * F * K :]
         for first in range(images[0], images[1], at_once):
             count = min(at_once, images[1] - first)
             for n in range(count):
                 fill(x[first + n, g * C_group : (g + 1) * C_group], planes, block, at_once, n)
                 spread_lines(grad[first + n, g * F : (g + 1) * F], lines, n * apart, count * apart, pitch)
-            result = total[g * F * K :]
             if strips:
-                a = Panels(pack(lines[: F * count * pixels].reshape(F, count * pixels), 1), F, count * pixels)
+                a = Panels(pack(lines[: F * count * apart].reshape(F, count * apart), 1), F, count * apart)
                 b = Operand(block, offsets, Places(W_out, H_out, planes.pitch, size), ONE)
                 product(a, filters, b, (NONE, K), result, K)
-            else:
+            elif filters[0] < filters[1]:
+                rows_at = np.arange(filters[0], filters[1]) * count * apart
                 length = (count - 1) * size + (H_out - 1) * pitch + W_out
-                rows_at = np.arange(filters[0], filters[1]) * count * size
                 dot_products(lines, rows_at, block, offsets, length, result[filters[0] * K :], K)
 
 
@@ -281,7 +283,7 @@ def _scatter(worker, workers, grad, weight, panels, geometry, out):
     at_once = max(1, min(images[1] - images[0], SIDE_BY_SIDE // size))
     margin = size - (grad.shape[2] - 1) * pitch - grad.shape[3]  # zeros before the first image: the longest shift
     apart = margin + at_once * size
-    spread = np.zeros(F * apart, grad.dtype)
+    spread = np.zeros(F * apart + VECTORS * lanes(grad), grad.dtype)
     direct, flat = at_once == 1 and planes.stride == (1, 1), out.reshape(-1)
     z, z_pitch = np.empty(0 if direct else C_group * at_once * size, grad.dtype), at_once * size
     for g in range(groups):

@@ -7,7 +7,7 @@ from jitconv.variants.simd import VECTORS, lanes
 from jitconv.variants.tiled.dots import dot_products
 from jitconv.variants.tiled.product import NONE, ONE, Operand, Panels, Places, inner, pack, pack_turned, product, share
 
-FEW_IMAGES = 8  # up to here, reading the weights is all the work, and sums across registers read them as they lie
+FEW_IMAGES = 32  # up to here, reading the weights is all the work, and sums across registers read them as they lie
 
 
 @inner
@@ -17,26 +17,38 @@ def rows_of(matrix):
 
 
 @inner
+def operand(matrix, turned):
+    """A C-contiguous matrix, read by rows or, turned, by columns."""
+    return Operand(matrix.reshape(-1), rows_of(matrix), Places(matrix.shape[1], 1, 0, matrix.shape[1]), turned)
+
+
+@inner
 def multiply(worker, workers, panels, M, b, columns, turned, c):
     """The worker's columns of C: (M, columns) += A · B; b: (K, columns), or turned, (columns, K)."""
     first, last = share(columns, worker, workers, VECTORS * lanes(c))
     K = b.shape[1] if turned == 1 else b.shape[0]
-    operand = Operand(b.reshape(-1), rows_of(b), Places(b.shape[1], 1, 0, b.shape[1]), turned)
-    product(Panels(panels, M, K), (NONE, M), operand, (first, last), c.reshape(-1)[first:], columns)
+    product(Panels(panels, M, K), (NONE, M), operand(b, turned), (first, last), c.reshape(-1)[first:], columns)
+
+
+@inner
+def _few_images(x, weight, out, first):
+    """z[n, j] += Σ_i w[j, i] · x[n, i] for some j, from the first on."""
+    if weight.shape[0] > 0:
+        rows = rows_of(x), rows_of(weight)
+        dot_products(
+            x.reshape(-1), rows[0], weight.reshape(-1), rows[1], x.shape[1], out.reshape(-1)[first:], out.shape[1]
+        )
 
 
 def linear(workers, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i]"""
     N, O = out.shape
-    I = x.shape[1]
     for n in range(N):
         out[n] = bias
     if N <= FEW_IMAGES:
         for worker in prange(workers):
             first, last = share(O, worker, workers, 1)
-            if first < last:
-                columns = np.arange(first, last) * I
-                dot_products(x.reshape(-1), rows_of(x), weight.reshape(-1), columns, I, out.reshape(-1)[first:], O)
+            _few_images(x, weight[first:last], out, first)
     else:
         panels = pack(x, 1)
         for worker in prange(workers):

@@ -3,10 +3,59 @@
 Both are bound by reading the input once. Other windows are left to the plain loops.
 """
 
-from numba import prange
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
 
-from jitconv.variants.simd import lanes, max_2x2
+from jitconv.variants.simd import INDEX, INT, Code, Tile, lanes
 from jitconv.variants.tiled.product import inner
+
+
+@intrinsic
+def max_2x2(typing, x, i, W, first, out, o, indices, n):
+    """out[o + v], indices[o + v]: the largest of x[i + 2v], x[i + 2v + 1] and the two below, and where in its plane.
+
+    W is the width of a line, `first` the index of x[i] in the plane. Later numbers win only if larger, or NaN.
+    """
+    tile = Tile(x.dtype, 1, 1)
+
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        x_value, i_value, W_value, first_value, out_value, o_value, indices_value, n_value = args
+        lanes, count = tile.lanes, builder.mul(n_value, ir.Constant(INDEX, 2))
+        number, where = ir.VectorType(INT, lanes), ir.VectorType(INDEX, lanes)
+
+        def line(start):
+            halves = [
+                emit.load(emit.at(x, x_value, start, ir.Constant(INDEX, k * lanes)), count, k * lanes) for k in (0, 1)
+            ]
+            return [
+                builder.shuffle_vector(*halves, ir.Constant(number, list(range(odd, 2 * lanes, 2)))) for odd in (0, 1)
+            ]
+
+        above = ir.Constant(where, list(range(0, 2 * lanes, 2)))
+        place = builder.add(emit.repeated(first_value), above)
+        right = ir.Constant(where, [1] * lanes)
+        below = emit.repeated(W_value)
+        best, *others = line(i_value) + line(builder.add(i_value, W_value))
+        index = place
+        for value, at in zip(others, (right, below, builder.add(below, right)), strict=True):
+            wins = builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
+            best = builder.select(wins, value, best)
+            index = builder.select(wins, builder.add(place, at), index)
+        emit.store(best, emit.at(out, out_value, o_value), n_value)
+        pointer = builder.bitcast(emit.at(indices, indices_value, o_value), where.as_pointer())
+        emit.call(
+            f"llvm.masked.store.v{lanes}i64.p0",
+            ir.VoidType(),
+            index,
+            pointer,
+            ir.Constant(INT, 8),
+            emit.mask(n_value, 0),
+        )
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp, types.intp, out, types.intp, indices, types.intp), code
 
 
 def max_pool2d(workers, x, kernel_size, stride, padding, dilation, out, indices):

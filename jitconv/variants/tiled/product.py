@@ -17,6 +17,7 @@ from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer,
 DEPTH = 128  # terms of a sum that are added up on their own: it bounds the rounding error
 WIDTH = 512  # columns of C that are finished before the next ones: they stay in the second-level cache
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
+FEW_ROWS = 32  # of A, up to which a strip is used too little to be worth its copy
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
 
 inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
@@ -125,37 +126,76 @@ def product(panels, m_range, b, columns, c, pitch):
 
     C[m, j] is c[m · pitch + j − columns[0]].
     """
-    step = VECTORS * lanes(c)
-    strip, spare = np.empty(DEPTH * step, c.dtype), np.empty(DEPTH * step, c.dtype)
+    if panels.K == 0 or columns[0] >= columns[1]:
+        return
+    in_place = panels.M <= FEW_ROWS and _may_be_read(b, columns[1] - 1, VECTORS * lanes(c))
+    strips, strip_rows = np.empty(0 if in_place else DEPTH * WIDTH, c.dtype), np.arange(DEPTH) * VECTORS * lanes(c)
+    spare, tiles = np.empty(DEPTH * VECTORS * lanes(c), c.dtype), np.empty((WIDTH, 3), np.int64)
     for start in range(columns[0], columns[1], WIDTH):
+        stop = min(start + WIDTH, columns[1])
+        count = _divide(b.places, in_place, start, stop, VECTORS * lanes(c), tiles)
+        tiles[:count, 1] -= columns[0]
         for k in range(0, panels.K, DEPTH):
             depth = min(DEPTH, panels.K - k)
-            for j in range(start, min(start + WIDTH, columns[1]), step):
-                width = min(step, columns[1] - j)
-                if b.turned == 0:
-                    _gather(b.numbers, b.offsets[k : k + depth], b.places, j, width, strip, step)
-                else:
-                    _gather(b.numbers, b.offsets[j : j + width], b.places, k, depth, spare, DEPTH)
-                    _turn_strip(spare, depth, width, strip)
-                m = m_range[0]
-                while m < m_range[1]:
-                    height = panel_height(panels.M - m)
-                    stop = min(m_range[1], m + (panels.M - m) // height * height)
-                    block, place = panels.numbers[k * panels.M :], (pitch, j - columns[0])
-                    _tiles_of_height(height, block, (m, stop), depth, strip, width, c, place)
-                    m = stop
+            numbers, rows, block = b.numbers, b.offsets[k : k + depth], panels.numbers[k * panels.M :]
+            if not in_place:
+                _copy_strips(b, k, depth, start, stop, strips, spare)
+                numbers, rows = strips, strip_rows[:depth]
+            m = m_range[0]
+            while m < m_range[1]:  # the panels of one height together
+                height = panel_height(panels.M - m)
+                last = min(m_range[1], m + (panels.M - m) // height * height)
+                _tiles_of_height(height, block, (m, last), numbers, rows, tiles[:count], c, pitch)
+                m = last
+
+
+@inner
+def _may_be_read(b, j, step):
+    """Whether a row of B can be read where it lies, even the whole tile in which column j lies."""
+    start = j - j % b.places.width % step
+    return b.turned == 0 and place_of(start, b.places) + b.offsets.max() + step <= b.numbers.shape[0]
+
+
+@inner
+def _divide(places, in_place, start, stop, step, tiles):
+    """Fill a table of tiles: where each begins in a row of B, or among the strips, its first column, and its width."""
+    count, j = 0, start
+    while j < stop:
+        width, at = min(step, stop - j), count * DEPTH * step
+        if in_place:
+            width, at = min(width, places.width - j % places.width), place_of(j, places)
+        tiles[count, 0], tiles[count, 1], tiles[count, 2] = at, j, width
+        count, j = count + 1, j + width
+    return count
+
+
+@inner
+def _copy_strips(b, k, depth, start, stop, strips, spare):
+    step = VECTORS * lanes(strips)
+    for j in range(start, stop, step):
+        width, strip = min(step, stop - j), strips[(j - start) * DEPTH :]
+        if b.turned == 0:
+            _gather(b.numbers, b.offsets[k : k + depth], b.places, j, width, strip, step)
+        else:
+            _gather(b.numbers, b.offsets[j : j + width], b.places, k, depth, spare, DEPTH)
+            _turn_strip(spare, depth, width, strip)
+
+
+@inner
+def place_of(j, places):
+    line, col = j // places.width, j % places.width
+    return line // places.lines * places.size + line % places.lines * places.pitch + col
 
 
 @inner
 def _gather(numbers, offsets, places, first, count, strip, pitch):
     """strip[r · pitch + i] = numbers[offsets[r] + the place of first + i] for i < count, line by line of the images."""
-    line, col, done = first // places.width, first % places.width, 0
+    done = 0
     while done < count:
-        run = min(count - done, places.width - col)
-        place = line // places.lines * places.size + line % places.lines * places.pitch + col
+        place, run = place_of(first + done, places), min(count - done, places.width - (first + done) % places.width)
         for r in range(offsets.shape[0]):
             copy(numbers, offsets[r] + place, strip, r * pitch + done, run)
-        line, col, done = line + 1, 0, done + run
+        done += run
 
 
 @inner
@@ -169,19 +209,21 @@ def _turn_strip(columns, depth, width, strip):
 
 
 @inner
-def _tiles_of_height(rows, panels, m_range, depth, strip, width, c, place):
+def _tiles_of_height(rows, block, m_range, b, b_rows, tiles, c, pitch):
     for height in literal_unroll(HEIGHTS):  # each height is code of its own
         if height == rows:
-            _tiles(height, panels, m_range, depth, strip, width, c, place)
+            _tiles(height, block, m_range, b, b_rows, tiles, c, pitch)
 
 
 @inner
-def _tiles(height, panels, m_range, depth, strip, width, c, place):
-    """c[m, j] += Σ_k A[m, k] · strip[k, j] for the m of some panels of one height, and one strip."""
-    pitch, j = place
-    for m in range(m_range[0], m_range[1], height):
-        tile, i = zeros(c, height, VECTORS), m * pitch + j
-        fetch(tile, c, i, pitch)
-        for k in range(depth):
-            tile = outer(tile, panels, m * depth + k * height, strip, k * VECTORS * lanes(c), None)
-        add(tile, c, i, pitch, width)
+def _tiles(height, block, m_range, b, b_rows, tiles, c, pitch):
+    """c[m · pitch + j …] += Σ_k A[m, k] · b[b_rows[k] + start …] for the m of panels of one height, and some tiles."""
+    depth = b_rows.shape[0]
+    for s in range(tiles.shape[0]):
+        start, j, width = tiles[s, 0], tiles[s, 1], tiles[s, 2]
+        for m in range(m_range[0], m_range[1], height):
+            tile, i = zeros(c, height, VECTORS), m * pitch + j
+            fetch(tile, c, i, pitch)
+            for k in range(depth):
+                tile = outer(tile, block, m * depth + k * height, b, b_rows[k] + start, None)
+            add(tile, c, i, pitch, width)
