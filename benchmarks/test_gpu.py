@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import test_layers, test_resnet
+from benchmarks import test_layers, test_products, test_resnet
 from benchmarks.gpu import measure_layer
 from benchmarks.rows import ALL_CORES, Row, layer_rows
 from jitconv import variants
@@ -13,10 +13,6 @@ from jitconv.cases import Case
 MISSING = variants.missing("cuda")
 if MISSING:
     pytest.skip(MISSING, allow_module_level=True)
-
-
-def square(N: int) -> Case:
-    return Case("linear", f"product {N}³", {"input": (N, N), "weight": (N, N)})
 
 
 LARGE = (
@@ -29,7 +25,7 @@ LARGE = (
 def cases(full: bool) -> list[Case]:
     network = [case for N in test_layers.BATCHES for case in test_layers.cases(N)]
     resnet = [test_resnet.case(64, *shape) for shape in test_resnet.SHAPES]
-    return [*network, *resnet, *(square(N) for N in ((1024, 4096) if full else (4096,))), *LARGE]
+    return [*network, *resnet, *map(test_products.case, (1024, 4096) if full else (4096,)), *LARGE]
 
 
 def rows(full: bool) -> list[Row]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import COMPILED
@@ -34,24 +35,32 @@ def _as_many_threads_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def torch_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """torch's first losses in float64: its own in float32 leave them by 0.3 % within fifty steps."""
-    training = Run(Config("torch", epochs=1, limit=3200, threads=1), tmp_path_factory.mktemp("torch"))
+def torch_losses(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
+    """torch's first losses in float64, and how far rounding has taken its own in float32 from them up to each step.
+
+    It is 0.3 % within fifty steps: where two pixels of a pooling window are almost equal, rounding picks the maximum.
+    """
+    config = Config("torch", epochs=1, limit=3200, threads=1)
+    training = Run(config, tmp_path_factory.mktemp("float64"))
     training.model.double()
     training.optimizer = torch.optim.SGD(training.model.parameters(), lr=0.01, momentum=0.9)
-    return [float(training.step(images.double(), labels)) for images, labels in training.batches(1)]
+    exact = np.array([float(training.step(images.double(), labels)) for images, labels in training.batches(1)])
+    training = Run(config, tmp_path_factory.mktemp("float32"))
+    own = np.array([float(training.step(images, labels)) for images, labels in training.batches(1)])
+    return exact, np.maximum.accumulate(abs(own - exact))
 
 
 @pytest.mark.parametrize(
     ("variant", "threads"), [*((name, 1) for name in COMPILED), ("jit-parallel", 2), ("jit-tiled", 2)]
 )
 def test_the_loss_follows_torch_for_fifty_steps(
-    variant: str, threads: int, torch_losses: list[float], tmp_path: Path
+    variant: str, threads: int, torch_losses: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     steps = 50 if variant in ("jit-tiled", "vector") else 8
     losses = run(tmp_path, variant=variant, limit=64 * steps, threads=threads).first_losses
     assert len(losses) == steps
-    assert losses == pytest.approx(torch_losses[:steps], rel=2e-5)
+    exact, rounding = (values[:steps] for values in torch_losses)
+    assert (abs(np.array(losses) - exact) <= 1e-5 * exact + 2 * rounding).all()
 
 
 def test_interpreted_loops_follow_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +71,6 @@ def test_interpreted_loops_follow_torch(tmp_path: Path, monkeypatch: pytest.Monk
     ours, expected = (run(tmp_path / name, variant=name, limit=2, batch_size=1) for name in (on_arrays.name, "torch"))
     assert ours.first_losses == pytest.approx(expected.first_losses, rel=2e-5)
     assert [epoch.accuracy for epoch in ours.epochs] == [None], "two of 8,000 images are an estimate"
-
-
-def test_torch_in_float32_follows_itself(torch_losses: list[float], tmp_path: Path) -> None:
-    assert run(tmp_path, limit=3200).first_losses == pytest.approx(torch_losses, rel=1e-2)
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from jitconv.report.read import Results
 
+SINGLE_LAYERS = ("layers", "products", "resnet")  # groups of rows
 OURS = "jit-tiled"
 
 
@@ -39,7 +40,9 @@ def _over_interpreted(times: pd.DataFrame) -> str:
 
 
 def _against_torch(times: pd.DataFrame) -> str:
-    ours = times[(times["variant"] == OURS) & times["ratio"].notna() & times["group"].isin(["layers", "resnet"])]
+    ours = times[
+        (times["variant"] == OURS) & times["ratio"].notna() & times["group"].isin(["layers", "products", "resnet"])
+    ]
     step = times[(times["variant"] == OURS) & (times["quantity"] == "step") & (times["threads"] == 1)]
     if ours.empty:
         return ""

@@ -51,6 +51,7 @@ def sections(results: Results) -> dict[str, Any]:
         "losses": _losses(table),
         "layers": [_matrix(table, "layers", quantity, 1) for quantity in ("forward", "backward")],
         "network": _comparison(table, "network"),
+        "products": _comparison(table, "products"),
         "resnet": _comparison(table, "resnet"),
         "peaks": _peaks(table),
         "compiling": table[table["group"] == "compiling"].pipe(_records),
@@ -93,7 +94,7 @@ def _line(row: Any, table: pd.DataFrame) -> dict[str, Any]:
 
 def _losses(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Where the best variant is slower than torch or another engine, worst first."""
-    best = table[(table["variant"] == OURS) & table["group"].isin(["layers", "network", "resnet"])]
+    best = table[(table["variant"] == OURS) & table["group"].isin(["layers", "network", "products", "resnet"])]
     found = []
     for row in best.pipe(_records):
         same = table[(table["variant"] != OURS) & (table["seconds"] < row["seconds"])]
