@@ -159,7 +159,7 @@ def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
             target = z if at_once > 1 else flat[(first * C_out + g * F) * pixels :]
             for f in range(filters[0], filters[1]):
                 target[f * pitch : f * pitch + count * pixels] = bias[g * F + f]
-            product(part, filters, b, (NONE, count * pixels), target, pitch)
+            product(part, filters, b, (NONE, count * pixels), target, pitch, ONE)
             if at_once > 1:
                 for n in range(count):
                     for f in range(filters[0], filters[1]):
@@ -204,7 +204,7 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
             if strips:
                 a = Panels(pack(lines[: F * count * apart].reshape(F, count * apart), 1), F, count * apart)
                 b = Operand(block, offsets, Places(W_out, H_out, planes.pitch, size), ONE)
-                product(a, filters, b, (NONE, K), result, K)
+                product(a, filters, b, (NONE, K), result, K, ONE)
             elif filters[0] < filters[1]:
                 rows_at = np.arange(filters[0], filters[1]) * count * apart
                 length = (count - 1) * size + (H_out - 1) * pitch + W_out
@@ -291,7 +291,8 @@ def _scatter(worker, workers, grad, weight, panels, geometry, out):
             count = min(at_once, images[1] - first)
             for n in range(first, first + count):
                 spread_lines(grad[n, g * F : (g + 1) * F], spread, margin + (n - first) * size, apart, pitch)
-                out[n, g * C_group + channels[0] : g * C_group + channels[1]] = 0
+                if not direct:
+                    out[n, g * C_group + channels[0] : g * C_group + channels[1]] = 0
             at = g * (weight.size // groups)
             for a in range(planes.phases[0]):
                 top, bottom = inside(a, planes.padding[0], planes.stride[0], H, planes.lines)
@@ -308,10 +309,9 @@ def _scatter(worker, workers, grad, weight, panels, geometry, out):
                     source = Operand(spread, offsets, Places(right - left, bottom - top, pitch, size), NONE)
                     if direct:
                         target = flat[(first * out.shape[1] + g * C_group) * H * W :]
-                        product(part, channels, source, (NONE, columns), target, H * W)
+                        product(part, channels, source, (NONE, columns), target, H * W, NONE)
                     else:
-                        z[channels[0] * z_pitch : channels[1] * z_pitch] = 0
-                        product(part, channels, source, (NONE, columns), z, z_pitch)
+                        product(part, channels, source, (NONE, columns), z, z_pitch, NONE)
                         for n in range(count):
                             image, start = out[first + n, g * C_group : (g + 1) * C_group], n * columns // count
                             _write_plane(z[start:], z_pitch, channels, (a, b), planes, source.places, image)

@@ -23,11 +23,11 @@ def operand(matrix, turned):
 
 
 @inner
-def multiply(worker, workers, panels, M, b, columns, turned, c):
-    """The worker's columns of C: (M, columns) += A · B; b: (K, columns), or turned, (columns, K)."""
+def multiply(worker, workers, panels, M, b, columns, turned, c, added):
+    """The worker's columns of C: (M, columns) (+)= A · B; b: (K, columns), or turned, (columns, K)."""
     first, last = share(columns, worker, workers, VECTORS * lanes(c))
     K = b.shape[1] if turned == 1 else b.shape[0]
-    product(Panels(panels, M, K), (NONE, M), operand(b, turned), (first, last), c.reshape(-1)[first:], columns)
+    product(Panels(panels, M, K), (NONE, M), operand(b, turned), (first, last), c.reshape(-1)[first:], columns, added)
 
 
 @inner
@@ -52,22 +52,20 @@ def linear(workers, x, weight, bias, out):
     else:
         panels = pack(x, 1)
         for worker in prange(workers):
-            multiply(worker, workers, panels, N, weight, O, ONE, out)
+            multiply(worker, workers, panels, N, weight, O, ONE, out, ONE)
 
 
 def linear_grad_input(workers, grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
     N, I = out.shape
-    out[:] = 0
     panels = pack(grad, 1)
     for worker in prange(workers):
-        multiply(worker, workers, panels, N, weight, I, NONE, out)
+        multiply(worker, workers, panels, N, weight, I, NONE, out, NONE)
 
 
 def linear_grad_weight(workers, grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
     O, I = out.shape
-    out[:] = 0
     panels = pack_turned(grad)
     for worker in prange(workers):
-        multiply(worker, workers, panels, O, x, I, NONE, out)
+        multiply(worker, workers, panels, O, x, I, NONE, out, NONE)

@@ -12,10 +12,10 @@ import numpy as np
 from numba import literal_unroll
 
 from jitconv.variants.compiling import njit
-from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, turn, zeros
+from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, put, turn, zeros
 
 DEPTH = 128  # terms of a sum that are added up on their own: it bounds the rounding error
-WIDTH = 512  # columns of C that are finished before the next ones: they stay in the second-level cache
+WIDTH = 128  # columns of C that are finished before the next ones: they stay in the second-level cache
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
 FEW_ROWS = 32  # of A, up to which a strip is used too little to be worth its copy
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
@@ -121,21 +121,21 @@ def finite(array):
 
 
 @inner
-def product(panels, m_range, b, columns, c, pitch):
-    """C[m, j] += Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
+def product(panels, m_range, b, columns, c, pitch, added):
+    """C[m, j] (+)= Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
 
-    C[m, j] is c[m · pitch + j − columns[0]].
+    C[m, j] is c[m · pitch + j − columns[0]]; what is there is overwritten if `added` is 0.
     """
-    if panels.K == 0 or columns[0] >= columns[1]:
+    if columns[0] >= columns[1]:
         return
-    in_place = panels.M <= FEW_ROWS and _may_be_read(b, columns[1] - 1, VECTORS * lanes(c))
+    in_place = panels.M <= FEW_ROWS and panels.K > 0 and _may_be_read(b, columns[1] - 1, VECTORS * lanes(c))
     strips, strip_rows = np.empty(0 if in_place else DEPTH * WIDTH, c.dtype), np.arange(DEPTH) * VECTORS * lanes(c)
     spare, tiles = np.empty(DEPTH * VECTORS * lanes(c), c.dtype), np.empty((WIDTH, 3), np.int64)
     for start in range(columns[0], columns[1], WIDTH):
         stop = min(start + WIDTH, columns[1])
         count = _divide(b.places, in_place, start, stop, VECTORS * lanes(c), tiles)
         tiles[:count, 1] -= columns[0]
-        for k in range(0, panels.K, DEPTH):
+        for k in range(0, max(panels.K, 1), DEPTH):  # once even for an empty sum, which is 0
             depth = min(DEPTH, panels.K - k)
             numbers, rows, block = b.numbers, b.offsets[k : k + depth], panels.numbers[k * panels.M :]
             if not in_place:
@@ -145,7 +145,7 @@ def product(panels, m_range, b, columns, c, pitch):
             while m < m_range[1]:  # the panels of one height together
                 height = panel_height(panels.M - m)
                 last = min(m_range[1], m + (panels.M - m) // height * height)
-                _tiles_of_height(height, block, (m, last), numbers, rows, tiles[:count], c, pitch)
+                _tiles_of_height(height, block, (m, last), numbers, rows, tiles[:count], c, (pitch, added + k))
                 m = last
 
 
@@ -209,21 +209,24 @@ def _turn_strip(columns, depth, width, strip):
 
 
 @inner
-def _tiles_of_height(rows, block, m_range, b, b_rows, tiles, c, pitch):
+def _tiles_of_height(rows, block, m_range, b, b_rows, tiles, c, way):
     for height in literal_unroll(HEIGHTS):  # each height is code of its own
         if height == rows:
-            _tiles(height, block, m_range, b, b_rows, tiles, c, pitch)
+            _tiles(height, block, m_range, b, b_rows, tiles, c, way)
 
 
 @inner
-def _tiles(height, block, m_range, b, b_rows, tiles, c, pitch):
-    """c[m · pitch + j …] += Σ_k A[m, k] · b[b_rows[k] + start …] for the m of panels of one height, and some tiles."""
-    depth = b_rows.shape[0]
-    for s in range(tiles.shape[0]):
-        start, j, width = tiles[s, 0], tiles[s, 1], tiles[s, 2]
-        for m in range(m_range[0], m_range[1], height):
+def _tiles(height, block, m_range, b, b_rows, tiles, c, way):
+    """c[m · pitch + j …] (+)= Σ_k A[m, k] · b[b_rows[k] + start …] for the m of panels of one height, in some tiles."""
+    depth, (pitch, added) = b_rows.shape[0], way
+    for m in range(m_range[0], m_range[1], height):
+        for s in range(tiles.shape[0]):
+            start, j, width = tiles[s, 0], tiles[s, 1], tiles[s, 2]
             tile, i = zeros(c, height, VECTORS), m * pitch + j
             fetch(tile, c, i, pitch)
             for k in range(depth):
                 tile = outer(tile, block, m * depth + k * height, b, b_rows[k] + start, None)
-            add(tile, c, i, pitch, width)
+            if added == 0:
+                put(tile, c, i, pitch, width)
+            else:
+                add(tile, c, i, pitch, width)
