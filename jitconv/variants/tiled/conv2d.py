@@ -11,13 +11,15 @@ import numpy as np
 from numba import prange
 
 from jitconv.variants.simd import ROWS, VECTORS, lanes
-from jitconv.variants.tiled import dots
 from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
+    FEW_ROWS,
     NONE,
+    ONE,
     Operand,
     Panels,
     Places,
+    Target,
     block_of,
     copy,
     finite,
@@ -29,6 +31,8 @@ from jitconv.variants.tiled.product import (
 )
 
 AT_ONCE = 1024  # pixels of the output that are computed together, about
+LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
+MANY_FILTERS = 192  # from here on, that gradient copies strips of the images: they are used often enough
 
 
 class Geometry(NamedTuple):
@@ -66,6 +70,12 @@ def inside(first, step, size, count):
 
 
 @inner
+def clear(out, start, stop):
+    for i in range(start, stop):
+        out[i] = 0
+
+
+@inner
 def shift(image, first, step, planes, out, index):
     """Copy an image, (C, H, W), to the planes of number `index`, zeros around it.
 
@@ -79,19 +89,17 @@ def shift(image, first, step, planes, out, index):
             top, bottom = inside(first + a, step[0], H, planes.lines)
             for t in range(planes.columns.size):
                 left, right = inside(planes.columns[t], step[1], W, width)
-                plane = out[at : at + size]
-                plane[: top * width] = 0
-                plane[bottom * width :] = 0
+                clear(out, at, at + top * width)
+                clear(out, at + bottom * width, at + size)
                 for m in range(top, bottom):
-                    line = plane[m * width : (m + 1) * width]
-                    line[:left] = 0
-                    line[right:] = 0
-                    source = (c * H + first + a + m * step[0]) * W + planes.columns[t] + left * step[1]
+                    line, source = at + m * width, (c * H + first + a + m * step[0]) * W + planes.columns[t]
+                    clear(out, line, line + left)
+                    clear(out, line + right, line + width)
                     if step[1] == 1:
-                        copy(pixels, source, line, left, right - left)
+                        copy(pixels, source + left, out, line + left, right - left)
                     else:
-                        for q in range(right - left):
-                            line[left + q] = pixels[source + q * step[1]]
+                        for q in range(left, right):
+                            out[line + q] = pixels[source + q * step[1]]
                 at += planes.images * size
 
 
@@ -155,7 +163,8 @@ def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
     at_once, lines = blocking(images[1] - images[0], H_out, W_out, AT_ONCE)
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
-    z = np.empty(F * at_once * pixels if at_once > 1 else 0, x.dtype)
+    direct = at_once == 1 or F <= FEW_ROWS
+    z = np.empty(0 if direct else F * at_once * pixels, x.dtype)
     for g in range(groups):
         part, start = Panels(panels[g * F * K :], F, K), bias[g * F : (g + 1) * F]
         for first in range(images[0], images[1], at_once):
@@ -166,14 +175,17 @@ def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
                     shift(image, top * geometry.stride[0] - geometry.padding[0], geometry.stride, planes, block, n)
                 run = min(lines, H_out - top) * W_out
                 b = Operand(block, offsets, Places(run, plane_size(planes)), NONE)
-                target, pitch = flat[(first * C_out + g * F) * pixels + top * W_out :], pixels
-                if at_once > 1:
-                    target, pitch = z, count * pixels
-                product(part, filters, b, (NONE, count * run), target, pitch, start)
-            if at_once > 1:
+                target = Target(
+                    flat[(first * C_out + g * F) * pixels + top * W_out :], pixels, Places(run, C_out * pixels)
+                )
+                if not direct:
+                    target = Target(z, count * run, Places(count * run, NONE))
+                product(part, filters, b, (NONE, count * run), target, start)
+            if not direct:
                 for n in range(count):
                     for f in range(filters[0], filters[1]):
-                        copy(z, f * pitch + n * pixels, flat, ((first + n) * C_out + g * F + f) * pixels, pixels)
+                        source, place = (f * count + n) * pixels, ((first + n) * C_out + g * F + f) * pixels
+                        copy(z, source, flat, place, pixels)
 
 
 def conv2d_grad_weight(workers, grad, x, stride, padding, dilation, out):
@@ -197,20 +209,40 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
     images, filters = shares(worker, workers, N, F, ROWS)
     if filters[0] == filters[1]:
         return
-    at_once, lines = blocking(images[1] - images[0], H_out, W_out, dots.DEPTH)
+    at_once, lines = blocking(images[1] - images[0], H_out, W_out, LONG_SUM)
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
+    strips = F >= MANY_FILTERS
+    lines_of, nothing = np.empty(F * at_once * lines * W_out if strips else 0, x.dtype), np.empty(0, x.dtype)
     for g in range(groups):
-        result = total[(g * F + filters[0]) * K :]
+        result = total[g * F * K :]
         for first in range(images[0], images[1], at_once):
             count = min(at_once, images[1] - first)
             for top in range(0, H_out, lines):
                 for n in range(count):
                     image = x[first + n, g * C_group : (g + 1) * C_group]
                     shift(image, top * geometry.stride[0] - geometry.padding[0], geometry.stride, planes, block, n)
-                rows_at = (first * C_out + g * F + np.arange(filters[0], filters[1])) * pixels + top * W_out
                 runs = Runs(count, min(lines, H_out - top) * W_out, C_out * pixels, plane_size(planes))
-                dot_products(grad.reshape(-1), rows_at, block, offsets, runs, result, K)
+                rows_at = (first * C_out + g * F + np.arange(F)) * pixels + top * W_out
+                if strips:
+                    a = Panels(
+                        pack(_side_by_side(grad.reshape(-1), rows_at, runs, lines_of), 1), F, count * runs.length
+                    )
+                    b = Operand(block, offsets, Places(runs.length, plane_size(planes)), ONE)
+                    product(a, filters, b, (NONE, K), Target(result, K, Places(K, NONE)), nothing)
+                else:
+                    rows_at = rows_at[filters[0] : filters[1]]
+                    dot_products(grad.reshape(-1), rows_at, block, offsets, runs, result[filters[0] * K :], K)
+
+
+@inner
+def _side_by_side(numbers, rows_at, runs, out):
+    """The runs of each row, one after the other, as a matrix."""
+    length = runs.count * runs.length
+    for r in range(rows_at.size):
+        for n in range(runs.count):
+            copy(numbers, rows_at[r] + n * runs.a_step, out, r * length + n * runs.length, runs.length)
+    return out[: rows_at.size * length].reshape(rows_at.size, length)
 
 
 class Phase(NamedTuple):
@@ -319,7 +351,7 @@ def _phase(grad, panels, g, at, phase, geometry, part, room, out):
         f, i, j = k // (back.size * across), k // across % back.size, k % across
         plane = (f * across + j) * planes.images
         offsets[k] = plane * plane_size(planes) + (reach - back[i]) * planes.width
-    direct, flat = planes.images == 1 and geometry.stride == (1, 1), out.reshape(-1)
+    direct = geometry.stride == (1, 1) and (planes.images == 1 or C_group <= FEW_ROWS)
     for first in range(images[0], images[1], planes.images):
         count = min(planes.images, images[1] - first)
         for top in range(0, phase.lines, lines):
@@ -328,10 +360,12 @@ def _phase(grad, panels, g, at, phase, geometry, part, room, out):
             run = min(lines, phase.lines - top) * phase.width
             b = Operand(block, offsets, Places(run, plane_size(planes)), NONE)
             if direct:
-                target = flat[(first * out.shape[1] + g * C_group) * H * W + top * W :]
-                product(panels, channels, b, (NONE, count * run), target, H * W, start)
+                mine = out.reshape(-1)[(first * out.shape[1] + g * C_group) * H * W + top * W :]
+                target = Target(mine, H * W, Places(run, out.shape[1] * H * W))
+                product(panels, channels, b, (NONE, count * run), target, start)
             else:
-                product(panels, channels, b, (NONE, count * run), z, count * run, start)
+                target = Target(z, count * run, Places(count * run, NONE))
+                product(panels, channels, b, (NONE, count * run), target, start)
                 row = (phase.top + top) * s_h + at[0] - geometry.padding[0]
                 col = phase.left * s_w + at[1] - geometry.padding[1]
                 for n in range(count):

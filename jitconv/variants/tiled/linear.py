@@ -5,9 +5,21 @@ from numba import prange
 
 from jitconv.variants.simd import VECTORS, lanes
 from jitconv.variants.tiled.dots import Runs, dot_products
-from jitconv.variants.tiled.product import NONE, ONE, Operand, Panels, Places, inner, pack, pack_turned, product, share
+from jitconv.variants.tiled.product import (
+    NONE,
+    ONE,
+    Operand,
+    Panels,
+    Places,
+    Target,
+    inner,
+    pack,
+    pack_turned,
+    product,
+    share,
+)
 
-FEW_IMAGES = 32  # up to here, reading the weights is all the work, and sums across registers read them as they lie
+FEW_IMAGES = 128  # up to here, turning the weights costs more than sums across registers, which read them as they lie
 
 
 @inner
@@ -25,10 +37,10 @@ def operand(matrix, turned):
 @inner
 def multiply(worker, workers, panels, b, turned, c, start):
     """The worker's columns of C: (M, N) = start + A · B, or C += A · B; b: (K, N), or turned, (N, K)."""
-    M, N = c.shape
-    first, last = share(N, worker, workers, VECTORS * lanes(c))
-    K = b.shape[1] if turned == 1 else b.shape[0]
-    product(Panels(panels, M, K), (NONE, M), operand(b, turned), (first, last), c.reshape(-1)[first:], N, start)
+    (M, N), K = c.shape, b.shape[1] if turned == 1 else b.shape[0]
+    target = Target(c.reshape(-1), N, Places(N, N))
+    part = share(N, worker, workers, VECTORS * lanes(c))
+    product(Panels(panels, M, K), (NONE, M), operand(b, turned), part, target, start)
 
 
 @inner

@@ -20,7 +20,7 @@ FEW_BLOCKS = 3  # which evens out over more blocks than these
 CHUNK = 512  # terms of a sum, whole blocks, after which C is written
 WIDTH = 128  # columns of C that are finished before the next ones
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
-FEW_ROWS = 32  # of A, up to which a strip is used too little to be worth its copy
+FEW_ROWS = 128  # of A, up to which a strip is used too little to be worth its copy
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
 
 inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
@@ -35,7 +35,7 @@ class Panels(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the columns of B lie in a row of it: run after run of `width` numbers, `apart` from each other."""
+    """Where the columns of B or C lie in a row: run after run of `width` numbers, `apart` from each other."""
 
     width: int
     apart: int
@@ -48,6 +48,14 @@ class Operand(NamedTuple):
     offsets: Any
     places: Places
     turned: int
+
+
+class Target(NamedTuple):
+    """C[m, j] = numbers[m · pitch + the place of j]."""
+
+    numbers: Any
+    pitch: int
+    places: Places
 
 
 @inner
@@ -102,7 +110,7 @@ def pack_turned(matrix):
     return numbers
 
 
-@inner
+@partial(inner, forceinline=True)
 def copy(source, i, target, j, count):
     """target[j + v] = source[i + v] for v < count."""
     step = lanes(source)
@@ -130,22 +138,21 @@ def finite(array):
 
 
 @inner
-def product(panels, m_range, b, columns, c, pitch, start):
+def product(panels, m_range, b, columns, c, start):
     """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
 
-    C[m, j] is c[m · pitch + j − columns[0]]. If `start` is empty, the sums are added to what C holds.
+    If `start` is empty, the sums are added to what C holds. Where A has more rows than FEW_ROWS, C must be one run.
     """
     if columns[0] >= columns[1]:
         return
-    step = VECTORS * lanes(c)
+    step = VECTORS * lanes(c.numbers)
     in_place = panels.M <= FEW_ROWS and panels.K > 0 and _may_be_read(b, columns[1] - 1, step)
-    strips, strip_rows = np.empty(0 if in_place else CHUNK * WIDTH, c.dtype), np.arange(CHUNK) * step
-    spare, tiles = np.empty(LONG_BLOCK * step, c.dtype), np.empty((WIDTH, 3), np.int64)
-    begin = start, np.ones(step, c.dtype)
+    strips, strip_rows = np.empty(0 if in_place else CHUNK * WIDTH, start.dtype), np.arange(CHUNK) * step
+    spare, tiles = np.empty(LONG_BLOCK * step, start.dtype), np.empty((WIDTH, 3), np.int64)
+    begin = start, np.ones(step, start.dtype)
     for first in range(columns[0], columns[1], WIDTH):
         stop = min(first + WIDTH, columns[1])
-        count = _divide(b.places, in_place, first, stop, step, tiles)
-        tiles[:count, 1] -= columns[0]
+        count = _divide(b.places, c.places, in_place, first, stop, step, tiles)
         for k in range(0, max(panels.K, 1), CHUNK):  # once even for an empty sum, which is 0
             terms = k, min(k + CHUNK, panels.K)
             numbers, rows = b.numbers, b.offsets[terms[0] : terms[1]]
@@ -156,7 +163,7 @@ def product(panels, m_range, b, columns, c, pitch, start):
             while m < m_range[1]:  # the panels of one height together
                 height = panel_height(panels.M - m)
                 last = min(m_range[1], m + (panels.M - m) // height * height)
-                _tiles_of_height(height, panels, (m, last), terms, numbers, rows, tiles[:count], c, pitch, begin)
+                _tiles_of_height(height, panels, (m, last), terms, numbers, rows, tiles[:count], c, begin)
                 m = last
 
 
@@ -168,14 +175,14 @@ def _may_be_read(b, j, step):
 
 
 @inner
-def _divide(places, in_place, first, stop, step, tiles):
-    """Fill a table of tiles: where each begins in a row of B, or among the strips, its first column, and its width."""
+def _divide(b_places, c_places, in_place, first, stop, step, tiles):
+    """Fill a table of tiles: where each begins in a row of B, or among the strips, and of C, and its width."""
     count, j = 0, first
     while j < stop:
         width, at = min(step, stop - j), count * CHUNK * step
         if in_place:
-            width, at = min(width, places.width - j % places.width), place_of(j, places)
-        tiles[count, 0], tiles[count, 1], tiles[count, 2] = at, j, width
+            width, at = min(width, b_places.width - j % b_places.width), place_of(j, b_places)
+        tiles[count, 0], tiles[count, 1], tiles[count, 2] = at, place_of(j, c_places), width
         count, j = count + 1, j + width
     return count
 
@@ -184,15 +191,30 @@ def _divide(places, in_place, first, stop, step, tiles):
 def _copy_strips(b, terms, columns, strips, spare):
     """Copy the rows of B that `terms` names, in some columns, strip by strip, each row of a strip side by side."""
     step = VECTORS * lanes(strips)
+    if b.turned == 0:
+        pieces = np.empty((columns[1] - columns[0], 3), np.int64)
+        count = _pieces(b.places, columns, step, CHUNK * step, pieces)
+        _gather(b.numbers, b.offsets[terms[0] : terms[1]], pieces[:count], strips, step)
+        return
     for j in range(columns[0], columns[1], step):
-        width, strip = min(step, columns[1] - j), strips[(j - columns[0]) * CHUNK :]
-        if b.turned == 0:
-            _gather(b.numbers, b.offsets[terms[0] : terms[1]], b.places, j, width, strip, step)
-        else:
-            for k in range(terms[0], terms[1], LONG_BLOCK):
-                depth = min(LONG_BLOCK, terms[1] - k)
-                _gather(b.numbers, b.offsets[j : j + width], b.places, k, depth, spare, LONG_BLOCK)
-                _turn_strip(spare, depth, width, strip[(k - terms[0]) * step :])
+        strip, offsets = strips[(j - columns[0]) * CHUNK :], b.offsets[j : min(j + step, columns[1])]
+        for k in range(terms[0], terms[1], LONG_BLOCK):
+            depth, pieces = min(LONG_BLOCK, terms[1] - k), np.empty((LONG_BLOCK, 3), np.int64)
+            count = _pieces(b.places, (k, k + depth), LONG_BLOCK, 0, pieces)
+            _gather(b.numbers, offsets, pieces[:count], spare, LONG_BLOCK)
+            _turn_strip(spare, depth, offsets.size, strip[(k - terms[0]) * step :])
+
+
+@inner
+def _pieces(places, columns, step, apart, table):
+    """Fill a table of runs within strips of `step` columns: the place of each, that in the strips, and its length."""
+    count, j = 0, columns[0]
+    while j < columns[1]:
+        strip, col = divmod(j - columns[0], step)
+        run = min(step - col, columns[1] - j, places.width - j % places.width)
+        table[count, 0], table[count, 1], table[count, 2] = place_of(j, places), strip * apart + col, run
+        count, j = count + 1, j + run
+    return count
 
 
 @inner
@@ -201,14 +223,11 @@ def place_of(j, places):
 
 
 @inner
-def _gather(numbers, offsets, places, first, count, strip, pitch):
-    """strip[r · pitch + i] = numbers[offsets[r] + the place of first + i] for i < count, run by run."""
-    done = 0
-    while done < count:
-        place, run = place_of(first + done, places), min(count - done, places.width - (first + done) % places.width)
-        for r in range(offsets.shape[0]):
-            copy(numbers, offsets[r] + place, strip, r * pitch + done, run)
-        done += run
+def _gather(numbers, offsets, pieces, strips, pitch):
+    """strips[r · pitch + place in the strips + i] = numbers[offsets[r] + place + i] for the i of every piece."""
+    for r in range(offsets.shape[0]):
+        for piece in range(pieces.shape[0]):
+            copy(numbers, offsets[r] + pieces[piece, 0], strips, r * pitch + pieces[piece, 1], pieces[piece, 2])
 
 
 @inner
@@ -222,14 +241,14 @@ def _turn_strip(columns, depth, width, strip):
 
 
 @inner
-def _tiles_of_height(rows, panels, m_range, terms, b, b_rows, tiles, c, pitch, begin):
+def _tiles_of_height(rows, panels, m_range, terms, b, b_rows, tiles, c, begin):
     for height in literal_unroll(HEIGHTS):  # each height is code of its own
         if height == rows:
-            _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, pitch, begin)
+            _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, begin)
 
 
 @inner
-def _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, pitch, begin):
+def _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, begin):
     """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the m of panels of one height, in some tiles."""
     (start, ones), block = begin, block_of(panels.K)
     for m in range(m_range[0], m_range[1], height):
@@ -238,11 +257,11 @@ def _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, pitch, begin):
             a, rows = panels.numbers[k * panels.M + m * depth :], b_rows[k - terms[0] :]
             for s in range(tiles.shape[0]):
                 at, j, width = tiles[s, 0], tiles[s, 1], tiles[s, 2]
-                tile, i = zeros(c, height, VECTORS), m * pitch + j
-                fetch(tile, c, i, pitch)
+                tile, i = zeros(c.numbers, height, VECTORS), m * c.pitch + j
+                fetch(tile, c.numbers, i, c.pitch)
                 for q in range(depth):
                     tile = outer(tile, a, q * height, b, rows[q] + at, None)
                 if k == 0 and start.size > 0:
-                    put(outer(tile, start, m, ones, 0, None), c, i, pitch, width)
+                    put(outer(tile, start, m, ones, 0, None), c.numbers, i, c.pitch, width)
                 else:
-                    add(tile, c, i, pitch, width)
+                    add(tile, c.numbers, i, c.pitch, width)
