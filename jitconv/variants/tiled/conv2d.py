@@ -21,6 +21,7 @@ from jitconv.variants.tiled.product import (
     Places,
     Target,
     block_of,
+    clear,
     copy,
     finite,
     inner,
@@ -67,12 +68,6 @@ def inside(first, step, size, count):
     """Which of the numbers first, first + step, …, `count` of them, are in range(size)."""
     start = min(count, max(0, (step - 1 - first) // step))
     return start, max(start, min(count, (size - 1 - first) // step + 1))
-
-
-@inner
-def clear(out, start, stop):
-    for i in range(start, stop):
-        out[i] = 0
 
 
 @inner

@@ -122,6 +122,13 @@ def copy(source, i, target, j, count):
 
 
 @inner
+def clear(target, start, stop):
+    """target[start : stop] = 0"""
+    for i in range(start, stop):
+        target[i] = 0
+
+
+@inner
 def share(total, worker, workers, step):
     """The worker's part of range(total), begun at a multiple of `step`."""
     steps = (total + step - 1) // step
