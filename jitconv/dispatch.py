@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch._C._autograd import _profiler_enabled
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from jitconv import variants
 from jitconv.memory import prefer_huge_pages
@@ -32,6 +33,7 @@ class Op:
     shapes: from the arguments to the shape of every result.
     gradients: for a differentiable argument, from what was saved and the result's gradient to the argument's.
     saves: the names of the arguments and results that the gradients read.
+    batched: the names of the arguments whose first dimension is the batch, if it is every result's too.
     check: looks at values before the kernel does, where they are on the CPU.
     """
 
@@ -41,6 +43,7 @@ class Op:
         shapes: Callable[..., list[Shape]],
         gradients: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         saves: str = "",
+        batched: str = "",
         check: Callable[..., None] | None = None,
     ) -> None:
         self.name = schema.partition("(")[0]
@@ -49,7 +52,8 @@ class Op:
         self.arguments = [argument.name for argument in self.torch_op._schema.arguments[:-1]]
         self.results = [result.name or "result" for result in self.torch_op._schema.returns]
         self.kernel_arguments = len(self.arguments) - ("size" in self.arguments)
-        self.shapes, self.gradients, self.saves, self.check = shapes, dict(gradients or {}), saves.split(), check
+        self.shapes, self.gradients, self.check = shapes, dict(gradients or {}), check
+        self.saves, self.batched = saves.split(), batched.split()
 
         for device in ("CPU", "CUDA"):
             _library.impl(self.name, self._on_tensors, device)
@@ -66,10 +70,20 @@ class Op:
         if isinstance(args[0], np.ndarray):
             return self._on_arrays(variant, *args)
         if _observed(args):
-            return self.torch_op(*args, variant.name)
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            return self._dispatched(*args, variant.name)
+        if forward_ad._current_level >= 0 or (
+            torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        ):
             return _Eager.apply(self, *args, variant.name)
         return self._on_tensors(*args, variant.name)
+
+    def _dispatched(self, *args: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            if _get_tracing_state() is not None:
+                raise NotImplementedError("torch.jit.trace cannot follow jitconv's layers: use torch.export")
+            if peek_interpreter_stack() is not None:
+                return _Transformed.apply(self, *args)
+        return self.torch_op(*args)
 
     def _on_arrays(self, variant: Variant, *args: Any) -> Any:
         outs = [
@@ -134,6 +148,34 @@ class Op:
             grads.append(self.gradients[name](saved, grad) if needed else None)
         return grads
 
+    def vmap(self, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
+        """Run over one more dimension, as torch.vmap wants it: folded into the batch if that may be, else in a loop."""
+        *values, name = args
+        mapped = {
+            argument: value.movedim(dim, 0)
+            for argument, value, dim in zip(self.arguments, values, in_dims, strict=False)
+            if isinstance(dim, int)
+        }
+        run = self._folded if mapped.keys() <= set(self.batched) else self._looped
+        results = run(variants.get(name), info.batch_size, dict(zip(self.arguments, values, strict=True)), mapped)
+        return _one_or_all(results), _one_or_all([0] * len(results))
+
+    def _folded(self, variant: Variant, size: int, values: dict[str, Any], mapped: Mapping[str, Any]) -> list[Any]:
+        for name in self.batched:
+            value = mapped[name] if name in mapped else values[name].expand(size, *values[name].shape)
+            values[name] = value.flatten(0, 1)
+        if len(values.get("size", ())) == 4:  # the whole of the result's shape
+            values["size"] = [size * values["size"][0], *values["size"][1:]]
+        results = self(variant, *values.values())
+        results = results if isinstance(results, tuple) else (results,)
+        return [result.unflatten(0, (size, result.shape[0] // size)) for result in results]
+
+    def _looped(self, variant: Variant, size: int, values: dict[str, Any], mapped: Mapping[str, Any]) -> list[Any]:
+        each = [
+            self(variant, *(values | {name: value[i] for name, value in mapped.items()}).values()) for i in range(size)
+        ]
+        return [torch.stack(result) for result in (zip(*each, strict=True) if len(self.results) > 1 else [each])]
+
 
 class _Eager(torch.autograd.Function):
     """The autograd of every op in eager mode, at half the cost of the operator's own."""
@@ -150,6 +192,25 @@ class _Eager(torch.autograd.Function):
         return None, *ctx.op.backward(ctx, grads[0], ctx.needs_input_grad[1:-1]), None
 
 
+class _Transformed(torch.autograd.Function):
+    """The autograd of every op under torch.func, which wants the context set up apart, and its vmap."""
+
+    @staticmethod
+    def forward(op: Op, *args: Any) -> Any:
+        return op.torch_op(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.op = inputs[0]
+        ctx.op.save(ctx, inputs[1:], output)
+
+    backward = _Eager.backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, op: Op, *args: Any) -> Any:
+        return op.vmap(info, in_dims[1:], *args)
+
+
 def _observed(args: Sequence[Any]) -> bool:
     """Whether somebody wants to see the operator: a compiler, a transform, a mode, a profiler or a kind of tensor."""
     return (
@@ -158,7 +219,10 @@ def _observed(args: Sequence[Any]) -> bool:
         or _len_torch_dispatch_stack() > 0
         or _get_tracing_state() is not None
         or _profiler_enabled()
-        or any(isinstance(a, torch.Tensor) and (type(a) not in PLAIN or a.is_meta) for a in args)
+        or any(
+            isinstance(a, torch.Tensor) and (type(a) not in PLAIN or a.is_meta or is_legacy_batchedtensor(a))
+            for a in args
+        )
     )
 
 
