@@ -1,12 +1,12 @@
 """Training SimpleConvNet through a variant: epochs that are timed, checkpoints that lose at most one epoch."""
 
-import copy
 import csv
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jitconv import data, functional, machine, variants
 from jitconv.model import SimpleConvNet
+from jitconv.warming import warmup
 
 FIRST_STEPS = 50  # losses of single steps that are kept, to lay the variants' curves over each other
 
@@ -106,15 +107,12 @@ class Run:
         return self._result()
 
     def _warm_up(self) -> float:
-        """Compile every kernel on a copy of the model, so that no epoch's time holds compiling; return the seconds."""
+        """Compile every kernel, so that no epoch's time holds compiling; return the seconds."""
         if self.config.variant == "interpreted":
             return 0.0  # nothing to compile, and a single image takes it a minute
-        start = time.perf_counter()
-        model = copy.deepcopy(self.model)
         images, labels = self.images[: self.config.batch_size], self.labels[: self.config.batch_size]
-        functional.cross_entropy(model(images), labels, variant=self.config.variant).backward()
-        self._synchronize()
-        return time.perf_counter() - start
+        loss = partial(functional.cross_entropy, target=labels, variant=self.config.variant)
+        return warmup(self.model, images, loss, quiet=True)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images and labels of an epoch's batches, in an order that only the seed and the epoch decide."""
