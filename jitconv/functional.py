@@ -116,9 +116,9 @@ def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> 
     if chosen.whole:
         result = _whole(chosen, "relu", input)
     elif _channels_last(input):  # in the order of its memory, which the result then has too
-        result = relu(input.movedim(1, -1), variant=variant).movedim(-1, 1)
+        result = ops.relu(chosen, input.movedim(1, -1)).movedim(-1, 1)
     else:
-        result = ops.relu(chosen, input.reshape(-1)).reshape(input.shape)
+        result = ops.relu(chosen, input) if input.ndim else ops.relu(chosen, input.reshape(1)).reshape(())
     if not inplace:
         return result
     if isinstance(input, torch.Tensor):
@@ -247,7 +247,7 @@ def _resolve(variant: str | None, input: Array, *others: Array | None) -> Varian
         return variants.resolve(variant, "cpu")
     device = input.device.type
     chosen = variants.resolve(variant, "cpu" if device == "meta" else device)
-    half = input.dtype in shapes.HALVES or any(other is not None and other.dtype in shapes.HALVES for other in others)
+    half = any(tensor is not None and tensor.dtype in shapes.HALVES for tensor in (input, *others))
     return _in_float32(chosen.name) if half and not chosen.whole else chosen
 
 

@@ -136,6 +136,7 @@ relu: Op = Op(
     {"input": lambda s, grad: relu_grad_input(s.variant, grad, s.result)},
     saves="result",
     batched="input",
+    flat=True,
 )
 relu_grad_input: Op = Op(
     "relu_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
@@ -146,6 +147,7 @@ relu_grad_input: Op = Op(
     },
     saves="output",
     batched="grad output",
+    flat=True,
 )
 
 softmax: Op = Op(
