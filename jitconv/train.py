@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jitconv import data, functional, machine, variants
+from jitconv.graph import CapturedStep
 from jitconv.model import SimpleConvNet
 
 FIRST_STEPS = 50  # losses of single steps that are kept, to lay the variants' curves over each other
@@ -25,6 +26,7 @@ class Config:
 
     limit: train on the first so many images of each epoch only, and estimate the whole epoch's time from them.
     threads: CPU cores, None for as many as torch takes.
+    graph: replay each step as one CUDA graph; the steps, and so the losses, are the same.
     """
 
     variant: str
@@ -38,6 +40,7 @@ class Config:
     device: str = "cpu"
     threads: int | None = None
     limit: int | None = None
+    graph: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads", "limit"):
@@ -48,6 +51,8 @@ class Config:
             device = torch.device(self.device)
         except RuntimeError as error:
             raise ValueError(f"device must be one that torch knows, got {self.device!r}: {error}") from None
+        if self.graph and device.type != "cuda":
+            raise ValueError(f"graph needs a CUDA device, got device {self.device!r}: steps are graphs on GPUs only")
         variants.resolve(self.variant, device.type)
 
 
@@ -89,6 +94,7 @@ class Run:
         self.epochs: list[Epoch] = []
         self.first_losses: list[float] = []
         self.warmup_seconds = 0.0
+        self.take_step: Callable[[Tensor, Tensor], Tensor] = self.step
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._load()
@@ -106,13 +112,18 @@ class Run:
         return self._result()
 
     def _warm_up(self) -> float:
-        """Compile every kernel on a copy of the model, so that no epoch's time holds compiling; return the seconds."""
+        """Compile every kernel on a copy of the model, so that no epoch's time holds compiling; return the seconds.
+
+        With `graph`, record the step too.
+        """
         if self.config.variant == "interpreted":
             return 0.0  # nothing to compile, and a single image takes it a minute
         start = time.perf_counter()
         model = copy.deepcopy(self.model)
         images, labels = self.images[: self.config.batch_size], self.labels[: self.config.batch_size]
         functional.cross_entropy(model(images), labels, variant=self.config.variant).backward()
+        if self.config.graph:
+            self.take_step = CapturedStep(self.step, self.model, self.optimizer, images, labels)
         self._synchronize()
         return time.perf_counter() - start
 
@@ -137,7 +148,7 @@ class Run:
         self._synchronize()
         start = time.perf_counter()
         for images, labels in self.batches(number):
-            losses.append(self.step(images, labels))
+            losses.append(self.take_step(images, labels))
             sizes.append(len(labels))
             done += len(labels)
             on_step(done, total)
