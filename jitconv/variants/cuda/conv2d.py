@@ -17,7 +17,7 @@ import numpy as np
 from jitconv.variants.cuda import direct, grid
 from jitconv.variants.cuda.grid import number
 from jitconv.variants.cuda.launch import device
-from jitconv.variants.cuda.matmul import ROWS, Matrix, multiply
+from jitconv.variants.cuda.matmul import Matrix, multiply, rows
 from jitconv.variants.cuda.sizes import FEWEST_ROWS, MOST_DIRECT
 
 Pair = tuple[int, int]
@@ -112,7 +112,7 @@ def put_image_with_bias(out, layer, group, c, p, value):
         put_image(out, layer, group, c, p, value + layer.bias[group * out.shape[2] + c])
 
 
-FORWARD = ROWS, Matrix(x_col_at, False)
+X_COL = Matrix(x_col_at, False)
 GRAD_INPUT = Matrix(turned_weight_at, True), Matrix(grad_col_at, False)
 GRAD_WEIGHT = Matrix(grad_at, True), Matrix(x_row_at, True)
 MOST_POSITIONS = 2**32 - 1  # that `divide` can tell apart
@@ -132,7 +132,8 @@ def conv2d(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation
     layer = Layer(stride, padding, dilation, C_group, (K_h, K_w), (H_out, W_out), bias)
     matrix = weight.reshape(groups, filters, terms)
     image = out.reshape(N, groups, filters, H_out * W_out)
-    multiply(matrix, x, image, FORWARD, (groups, filters, positions), terms, layer, put_image_with_bias)
+    matrices = rows(matrix), X_COL
+    multiply(matrix, x, image, matrices, (groups, filters, positions), terms, layer, put_image_with_bias)
 
 
 def conv2d_grad_input(grad: Any, weight: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:

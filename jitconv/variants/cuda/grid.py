@@ -38,6 +38,7 @@ conv2d_grad_input_at = _scalar.conv2d_grad_input_at
 conv2d_grad_weight_at = _scalar.conv2d_grad_weight_at
 max_pool2d_at = _scalar.max_pool2d_at
 max_pool2d_grad_input_at = _scalar.max_pool2d_grad_input_at
+loss_at, pull_at = _scalar.loss_at, _scalar.pull_at
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, out):

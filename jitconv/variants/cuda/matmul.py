@@ -3,8 +3,8 @@
 A block of threads computes a tile of the output. It copies a strip of `a` (tile.M × tile.K) and of `b` into shared
 memory, from which each thread multiplies tile.m rows by tile.n columns in registers: every value that was loaded from
 memory is used tile.N or tile.M times, every value from shared memory tile.n or tile.m times. While a strip is
-multiplied, the next one is on its way; it goes into a second buffer. Neighbours in shared memory are read up to four
-at once (ld.shared.v4), as far as the compiler sees that they are aligned.
+multiplied, the next one is on its way; it goes into a second buffer. Shared memory is read four values at once, and so
+is a matrix whose rows allow it.
 
 Matrices are read and written through small functions, so that a convolution never has to write out its columns.
 """
@@ -17,6 +17,7 @@ from numba import cuda
 
 from jitconv.variants.cuda.grid import grid_range, number
 from jitconv.variants.cuda.launch import Kernel, PerElement, device, empty_like
+from jitconv.variants.cuda.quads import aligned, load4, store4
 from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LARGE, RUN, SHORTEST_SPLIT, SMALL, Tile, ceil_div
 
 PAD = 4  # keeps rows in shared memory apart, so that threads of a warp write to different banks
@@ -26,10 +27,13 @@ class Matrix(NamedTuple):
     """How to read a matrix of a product. at(array, layer, group, index, k): the value at row or column `index`.
 
     along_k: neighbours in memory are neighbours in k. `layer` is what the layer's own functions need to know.
+    quads: `at` gives four neighbours, of which the first has an index or k that four divides, and none lies outside
+    the matrix unless all do.
     """
 
     at: Callable[..., Any]
     along_k: bool
+    quads: bool = False
 
 
 @device
@@ -44,7 +48,30 @@ def columns_at(array, layer, group, index, k):
     return array[group, k, index] if index < array.shape[2] else number(array, 0)
 
 
-ROWS, COLUMNS = Matrix(rows_at, True), Matrix(columns_at, False)
+@device
+def zeros(array):
+    zero = number(array, 0)
+    return zero, zero, zero, zero
+
+
+@device
+def rows4_at(array, layer, group, index, k):
+    return load4(array, (group, index, k)) if index < array.shape[1] else zeros(array)
+
+
+@device
+def columns4_at(array, layer, group, index, k):
+    return load4(array, (group, k, index)) if index < array.shape[2] else zeros(array)
+
+
+def rows(array: Any) -> Matrix:
+    """Return how to read (groups, M or N, K)."""
+    return Matrix(rows4_at, True, quads=True) if aligned(array) else Matrix(rows_at, True)
+
+
+def columns(array: Any) -> Matrix:
+    """Return how to read (groups, K, M or N)."""
+    return Matrix(columns4_at, False, quads=True) if aligned(array) else Matrix(columns_at, False)
 
 
 @device
@@ -63,18 +90,6 @@ def along_k(element, extent, K):
 @device
 def along_index(element, extent, K):
     return element % extent, element // extent
-
-
-def _lane(extent: int, per_thread: int) -> Any:
-    """Return where in a tile a thread's r-th row or column lies: groups of up to four neighbours."""
-    width = min(per_thread, 4)
-    gap = extent // per_thread * width
-
-    @device
-    def lane(thread, r):
-        return r // width * gap + thread * width + r % width
-
-    return lane
 
 
 def _copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
@@ -98,6 +113,33 @@ def _copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
     return fetch, store
 
 
+def _quad_copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
+    """Return the same for a matrix that is read in quads."""
+    K, threads = tile.K, tile.threads
+    share = extent * K // threads // 4
+    quad_at, order, is_along_k = matrix.at, along_k if matrix.along_k else along_index, matrix.along_k
+
+    @device
+    def fetch(array, layer, group, first, k0, stop, thread, kept):
+        for r in range(share):
+            index, k = order((thread + r * threads) * 4, extent, K)
+            quad = quad_at(array, layer, group, first + index, k0 + k) if k0 + k < stop else zeros(array)
+            kept[4 * r], kept[4 * r + 1], kept[4 * r + 2], kept[4 * r + 3] = quad
+
+    @device
+    def store(kept, thread, buffer, strips):
+        for r in range(share):
+            index, k = order((thread + r * threads) * 4, extent, K)
+            if is_along_k:
+                for e in range(4):
+                    strips[buffer, k + e, index] = kept[4 * r + e]
+            else:
+                quad = kept[4 * r], kept[4 * r + 1], kept[4 * r + 2], kept[4 * r + 3]
+                store4(strips, (buffer, k, index), quad)
+
+    return fetch, store
+
+
 @functools.cache
 def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., None]) -> Kernel:
     """Return the kernel (a, b, out, layer, groups, columns, depth) that multiplies such matrices tile by tile."""
@@ -105,16 +147,32 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
     threads, row_threads = tile.threads, N // n
     pitch_a, pitch_b = M + PAD, N + PAD
     share_a, share_b = M * K // threads, N * K // threads
-    fetch_a, store_a = _copier(a_matrix, M, tile)
-    fetch_b, store_b = _copier(b_matrix, N, tile)
-    lane_m, lane_n = _lane(M, m), _lane(N, n)
+    fetch_a, store_a = (_quad_copier if a_matrix.quads else _copier)(a_matrix, M, tile)
+    fetch_b, store_b = (_quad_copier if b_matrix.quads else _copier)(b_matrix, N, tile)
+
+    @device
+    def lane(thread, r, threads):
+        """Where in a tile a thread's r-th row or column lies: every thread has quads, which alternate with others'"""
+        return (r // 4 * threads + thread) * 4 + r % 4
+
+    @device
+    def add_term(strips_a, strips_b, buffer, k, row, col, sums):
+        left, right = cuda.local.array(m, sums.dtype), cuda.local.array(n, sums.dtype)
+        for i in range(0, m, 4):
+            left[i], left[i + 1], left[i + 2], left[i + 3] = load4(strips_a, (buffer, k, lane(row, i, M // m)))
+        for j in range(0, n, 4):
+            right[j], right[j + 1], right[j + 2], right[j + 3] = load4(strips_b, (buffer, k, lane(col, j, N // n)))
+        for i in range(m):
+            for j in range(n):
+                sums[i, j] += left[i] * right[j]
 
     @device
     def multiply_strips(strips_a, strips_b, buffer, row, col, sums):
-        for k in range(K):
-            for i in range(m):
-                for j in range(n):
-                    sums[i, j] += strips_a[buffer, k, lane_m(row, i)] * strips_b[buffer, k, lane_n(col, j)]
+        for k in range(0, K, 4):  # four terms are too much code for the compiler to unroll by itself
+            add_term(strips_a, strips_b, buffer, k, row, col, sums)
+            add_term(strips_a, strips_b, buffer, k + 1, row, col, sums)
+            add_term(strips_a, strips_b, buffer, k + 2, row, col, sums)
+            add_term(strips_a, strips_b, buffer, k + 3, row, col, sums)
 
     def kernel(a, b, out, layer, groups, columns, depth):
         strips_a = cuda.shared.array((2, K, pitch_a), a.dtype, alignment=ALIGNMENT)
@@ -127,7 +185,8 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
         tile_m, tile_n = divmod(cuda.blockIdx.x, (columns + N - 1) // N)
         split, group = divmod(cuda.blockIdx.z, groups)
         first_m, first_n = tile_m * M, tile_n * N
-        share = (depth + cuda.gridDim.z // groups - 1) // (cuda.gridDim.z // groups)
+        splits = cuda.gridDim.z // groups
+        share = ((depth + splits - 1) // splits + 3) // 4 * 4  # no quad belongs to two splits
         start, stop = split * share, min(depth, (split + 1) * share)
 
         clear(totals)
@@ -153,7 +212,7 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
 
         for i in range(m):
             for j in range(n):
-                at_m, at_n = first_m + lane_m(row, i), first_n + lane_n(col, j)
+                at_m, at_n = first_m + lane(row, i, M // m), first_n + lane(col, j, N // n)
                 put(out, layer, cuda.blockIdx.z, at_m, at_n, totals[i, j])
 
     return Kernel(kernel)

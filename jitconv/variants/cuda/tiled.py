@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jitconv.variants.cuda import conv2d, grid, linear
+from jitconv.variants.cuda import conv2d, grid, linear, softmax
 
 _TILED = (
     conv2d.conv2d, conv2d.conv2d_grad_input, conv2d.conv2d_grad_weight,
@@ -12,5 +12,5 @@ _TILED = (
 VARIANT = replace(
     grid.VARIANT,
     name="cuda-tiled",
-    ops={**grid.VARIANT.ops, **{kernel.__name__: kernel for kernel in _TILED}},
+    ops={**grid.VARIANT.ops, **{kernel.__name__: kernel for kernel in _TILED}, **softmax.OPS},
 )
