@@ -65,13 +65,16 @@ class Kernel:
                 self._loaded[key] = _load(self.ptx(capability, *args), capability), parameters(args)
         return self._loaded[key]
 
+    def launch_for(self, elements: int, *args: Any) -> None:
+        """Start a thread for each of so many elements, and perhaps some more."""
+        self.launch((max(1, ceil_div(elements, THREADS)), 1, 1), THREADS, *args)
+
 
 class PerElement(Kernel):
     """A kernel that shares out the elements of its last argument to the threads of as many blocks as they need."""
 
     def __call__(self, *args: Any) -> None:
-        blocks = min(max(1, ceil_div(size(args[-1]), THREADS)), MOST_BLOCKS)
-        self.launch((blocks, 1, 1), THREADS, *args)
+        self.launch_for(min(size(args[-1]), MOST_BLOCKS * THREADS), *args)
 
 
 def arrays(args: Args) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from numba import cuda
 
 from jitconv.variants.cuda.grid import grid_range, number
 from jitconv.variants.cuda.launch import Kernel, PerElement, device, empty_like
-from jitconv.variants.cuda.quads import aligned, load4, store4
+from jitconv.variants.cuda.quads import in_quads, load4, store4
 from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LARGE, RUN, SHORTEST_SPLIT, SMALL, Tile, ceil_div
 
 PAD = 4  # keeps rows in shared memory apart, so that threads of a warp write to different banks
@@ -66,12 +66,12 @@ def columns4_at(array, layer, group, index, k):
 
 def rows(array: Any) -> Matrix:
     """Return how to read (groups, M or N, K)."""
-    return Matrix(rows4_at, True, quads=True) if aligned(array) else Matrix(rows_at, True)
+    return Matrix(rows4_at, True, quads=True) if in_quads(array) else Matrix(rows_at, True)
 
 
 def columns(array: Any) -> Matrix:
     """Return how to read (groups, K, M or N)."""
-    return Matrix(columns4_at, False, quads=True) if aligned(array) else Matrix(columns_at, False)
+    return Matrix(columns4_at, False, quads=True) if in_quads(array) else Matrix(columns_at, False)
 
 
 @device

@@ -3,7 +3,7 @@
     load4(array, index)           the values at index, and at the three positions after it in the last dimension
     store4(array, index, values)  write them there
 
-The first must lie at a multiple of 16 bytes (`aligned` says whether the quads of an array do), all four in the array.
+The first must lie at a multiple of 16 bytes (see `aligned`, `in_quads`), all four in the array.
 """
 
 from typing import Any
@@ -16,11 +16,13 @@ BYTES = 16  # of alignment
 
 
 def aligned(*arrays: Any) -> bool:
-    """Return whether the last dimension of these arrays can be read in quads from its beginning to its end."""
-    return all(
-        array.shape[-1] % 4 == 0 and not (isinstance(array, torch.Tensor) and array.data_ptr() % BYTES)
-        for array in arrays
-    )
+    """Return whether these arrays begin where a quad may."""
+    return not any(isinstance(array, torch.Tensor) and array.data_ptr() % BYTES for array in arrays)
+
+
+def in_quads(array: Any) -> bool:
+    """Return whether the last dimension consists of quads."""
+    return array.shape[-1] % 4 == 0 and aligned(array)
 
 
 if SIMULATED:
