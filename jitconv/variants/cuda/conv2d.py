@@ -105,7 +105,7 @@ def conv2d(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation
     N, _, H_out, W_out = out.shape
     groups = x.shape[1] // C_group
     filters, positions, terms = C_out // groups, N * H_out * W_out, C_group * K_h * K_w
-    if terms <= MOST_DIRECT:
+    if terms <= MOST_DIRECT and positions <= MOST_PLACES:
         direct.conv2d(x, weight, bias, stride, padding, dilation, out)
         return
     if filters < FEWEST_ROWS or positions > MOST_PLACES:
