@@ -8,8 +8,6 @@ The first must lie at a multiple of 16 bytes (see `aligned`, `in_quads`), all fo
 
 from typing import Any
 
-import torch
-
 from jitconv.variants.cuda.sizes import SIMULATED
 
 BYTES = 16  # of alignment
@@ -17,7 +15,7 @@ BYTES = 16  # of alignment
 
 def aligned(*arrays: Any) -> bool:
     """Return whether these arrays begin where a quad may."""
-    return not any(isinstance(array, torch.Tensor) and array.data_ptr() % BYTES for array in arrays)
+    return SIMULATED or not any(array.data_ptr() % BYTES for array in arrays)
 
 
 def in_quads(array: Any) -> bool:
