@@ -3,6 +3,8 @@
 kernel_seconds      the GPU's own work, between two events, with nothing left in its cache
 seconds (stats)     from the call until the GPU has finished: what a program sees that waits for every result
 end_to_end_seconds  the same with the inputs copied from the host and the results back
+
+A training step is timed eagerly and captured as one CUDA graph, torch's own step too; an epoch once, as a whole.
 """
 
 import time
@@ -10,11 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.measure import ROUNDS, measure, worst
 from benchmarks.rows import Row
-from jitconv import functional
+from benchmarks.test_network import TOLERANCE
+from jitconv import SimpleConvNet, data, functional
+from jitconv.graph import CapturedStep
 from jitconv.verify import Expected, differentiable, results
 
 FLUSH = 1 << 30  # bytes: more than any cache, and long enough to write that the launches after it are queued behind
@@ -32,6 +38,62 @@ def measure_layer(benchmark: Any, row: Row) -> None:
         measure(benchmark, row, partial(synchronised, call), check)
         benchmark.extra_info["kernel_seconds"] = kernel_seconds(call)
         benchmark.extra_info["end_to_end_seconds"] = [seconds(whole) for _ in range(ROUNDS)]
+
+
+def measure_copy(benchmark: Any, row: Row) -> None:
+    """Time a copy within the GPU's memory: what is bound by memory cannot be faster."""
+    source = torch.ones(int(row.bytes) // 2, dtype=torch.uint8, device="cuda")
+    call = partial(torch.empty_like(source).copy_, source)
+    measure(benchmark, row, partial(synchronised, call))
+    benchmark.extra_info["kernel_seconds"] = kernel_seconds(call)
+
+
+def measure_training(benchmark: Any, row: Row) -> None:
+    """Time a step of SGD with momentum on `row.batch` digits, or an epoch of `row.size` digits in such batches."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    digits, labels = (tensor[: row.batch] for tensor in data.load()[0].tensors)
+    step = training_step(row, digits.cuda(), labels.cuda())
+    if row.quantity.startswith("epoch"):
+        epoch = partial(_epoch, step, row)
+        measure(benchmark, row, partial(synchronised, epoch))
+        return
+    call = partial(step, digits.cuda(), labels.cuda())
+    measure(benchmark, row, partial(synchronised, call))
+    benchmark.extra_info["kernel_seconds"] = kernel_seconds(call)
+    whole = lambda: step(digits.cuda(), labels.cuda()).item()  # noqa: E731
+    benchmark.extra_info["end_to_end_seconds"] = [seconds(whole) for _ in range(ROUNDS)]
+
+
+def training_step(row: Row, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a step of the row's variant, captured if its quantity says so; it fails if the first loss is wrong."""
+    torch.manual_seed(0)
+    model = SimpleConvNet(row.variant).to(images.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(images), labels, variant=row.variant)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    with torch.no_grad():
+        reference = SimpleConvNet("torch").to(images.device)
+        reference.load_state_dict(model.state_dict())
+        expected = float(torch.nn.functional.cross_entropy(reference(images), labels))
+    taken = CapturedStep(step, model, optimizer, images, labels) if "captured" in row.quantity else step
+    first = float(taken(images, labels))
+    if not abs(first - expected) <= TOLERANCE * abs(expected):
+        pytest.fail(f"wrong: the first loss is {first}, and torch's is {expected}")
+    return taken
+
+
+def _epoch(step: Callable[[Tensor, Tensor], Tensor], row: Row) -> None:
+    """Train on `row.size` digits, the bundled ones again and again, in a random order."""
+    digits, labels = (tensor.cuda() for tensor in data.load()[0].tensors)
+    order = torch.randperm(row.size, device=digits.device) % len(labels)
+    for chosen in order.split(row.batch):
+        step(digits[chosen], labels[chosen])
 
 
 def calls(row: Row, expected: Expected, layer: Callable[..., Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -150,18 +150,16 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
     fetch_a, store_a = (_quad_copier if a_matrix.quads else _copier)(a_matrix, M, tile)
     fetch_b, store_b = (_quad_copier if b_matrix.quads else _copier)(b_matrix, N, tile)
 
-    @device
-    def lane(thread, r, threads):
-        """Where in a tile a thread's r-th row or column lies: every thread has quads, which alternate with others'"""
-        return (r // 4 * threads + thread) * 4 + r % 4
+    # Of a tile's rows and columns, a thread has quads, which alternate with the quads of other threads.
+    row_gap, col_gap = M // m, N // n
 
     @device
     def add_term(strips_a, strips_b, buffer, k, row, col, sums):
         left, right = cuda.local.array(m, sums.dtype), cuda.local.array(n, sums.dtype)
         for i in range(0, m, 4):
-            left[i], left[i + 1], left[i + 2], left[i + 3] = load4(strips_a, (buffer, k, lane(row, i, M // m)))
+            left[i], left[i + 1], left[i + 2], left[i + 3] = load4(strips_a, (buffer, k, i * row_gap + 4 * row))
         for j in range(0, n, 4):
-            right[j], right[j + 1], right[j + 2], right[j + 3] = load4(strips_b, (buffer, k, lane(col, j, N // n)))
+            right[j], right[j + 1], right[j + 2], right[j + 3] = load4(strips_b, (buffer, k, j * col_gap + 4 * col))
         for i in range(m):
             for j in range(n):
                 sums[i, j] += left[i] * right[j]
@@ -189,40 +187,34 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
         share = ((depth + splits - 1) // splits + 3) // 4 * 4  # no quad belongs to two splits
         start, stop = split * share, min(depth, (split + 1) * share)
 
-        clear(totals)
-        buffer = 0
-        fetch_a(a, layer, group, first_m, start, stop, thread, next_a)
-        fetch_b(b, layer, group, first_n, start, stop, thread, next_b)
-        store_a(next_a, thread, buffer, strips_a)
-        store_b(next_b, thread, buffer, strips_b)
-        cuda.syncthreads()
-        for first in range(start, stop, RUN):
-            clear(sums)
-            for k0 in range(first, min(first + RUN, stop), K):
-                fetch_a(a, layer, group, first_m, k0 + K, stop, thread, next_a)
-                fetch_b(b, layer, group, first_n, k0 + K, stop, thread, next_b)
+        for i in range(m):
+            for j in range(n):
+                sums[i, j] = totals[i, j] = 0
+        buffer = run = 0
+        for k0 in range(start - K, stop, K):  # the first turn only fetches, the last one fetches nothing
+            fetch_a(a, layer, group, first_m, k0 + K, stop, thread, next_a)
+            fetch_b(b, layer, group, first_n, k0 + K, stop, thread, next_b)
+            if k0 >= start:
                 multiply_strips(strips_a, strips_b, buffer, row, col, sums)
-                buffer = (buffer + 1) & 1
-                store_a(next_a, thread, buffer, strips_a)
-                store_b(next_b, thread, buffer, strips_b)
-                cuda.syncthreads()
-            for i in range(m):
-                for j in range(n):
-                    totals[i, j] += sums[i, j]
+                run += K
+            if run == RUN or k0 + K >= stop:
+                run = 0
+                for i in range(m):
+                    for j in range(n):
+                        totals[i, j] += sums[i, j]
+                        sums[i, j] = 0
+            buffer ^= 1
+            store_a(next_a, thread, buffer, strips_a)
+            store_b(next_b, thread, buffer, strips_b)
+            cuda.syncthreads()
 
         for i in range(m):
             for j in range(n):
-                at_m, at_n = first_m + lane(row, i, M // m), first_n + lane(col, j, N // n)
+                at_m = first_m + i // 4 * 4 * row_gap + 4 * row + i % 4
+                at_n = first_n + j // 4 * 4 * col_gap + 4 * col + j % 4
                 put(out, layer, cuda.blockIdx.z, at_m, at_n, totals[i, j])
 
     return Kernel(kernel)
-
-
-@device
-def clear(tile):
-    for i in range(tile.shape[0]):
-        for j in range(tile.shape[1]):
-            tile[i, j] = 0
 
 
 def _add_up(parts, out):
