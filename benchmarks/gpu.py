@@ -23,6 +23,7 @@ from jitconv import SimpleConvNet, data, functional
 from jitconv.graph import CapturedStep
 from jitconv.verify import Expected, differentiable, results
 
+DEVICE = "cuda"  # tests run this file elsewhere
 FLUSH = 1 << 30  # bytes: more than any cache, and long enough to write that the launches after it are queued behind
 
 
@@ -30,7 +31,7 @@ def measure_layer(benchmark: Any, row: Row) -> None:
     """Time a row's case on the GPU, forward or backward, if it is right; float32 is float32 on both sides."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     assert row.case is not None
-    expected = Expected(row.case, device="cuda")
+    expected = Expected(row.case, device=DEVICE)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
     check = partial(worst, expected, layer) if row.variant != "torch" else None
     call, whole = calls(row, expected, layer)
@@ -42,7 +43,7 @@ def measure_layer(benchmark: Any, row: Row) -> None:
 
 def measure_copy(benchmark: Any, row: Row) -> None:
     """Time a copy within the GPU's memory: what is bound by memory cannot be faster."""
-    source = torch.ones(int(row.bytes) // 2, dtype=torch.uint8, device="cuda")
+    source = torch.ones(int(row.bytes) // 2, dtype=torch.uint8, device=DEVICE)
     call = partial(torch.empty_like(source).copy_, source)
     measure(benchmark, row, partial(synchronised, call))
     benchmark.extra_info["kernel_seconds"] = kernel_seconds(call)
@@ -52,15 +53,15 @@ def measure_training(benchmark: Any, row: Row) -> None:
     """Time a step of SGD with momentum on `row.batch` digits, or an epoch of `row.size` digits in such batches."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     digits, labels = (tensor[: row.batch] for tensor in data.load()[0].tensors)
-    step = training_step(row, digits.cuda(), labels.cuda())
+    step = training_step(row, digits.to(DEVICE), labels.to(DEVICE))
     if row.quantity.startswith("epoch"):
         epoch = partial(_epoch, step, row)
         measure(benchmark, row, partial(synchronised, epoch))
         return
-    call = partial(step, digits.cuda(), labels.cuda())
+    call = partial(step, digits.to(DEVICE), labels.to(DEVICE))
     measure(benchmark, row, partial(synchronised, call))
     benchmark.extra_info["kernel_seconds"] = kernel_seconds(call)
-    whole = lambda: step(digits.cuda(), labels.cuda()).item()  # noqa: E731
+    whole = lambda: step(digits.to(DEVICE), labels.to(DEVICE)).item()  # noqa: E731
     benchmark.extra_info["end_to_end_seconds"] = [seconds(whole) for _ in range(ROUNDS)]
 
 
@@ -90,7 +91,7 @@ def training_step(row: Row, images: Tensor, labels: Tensor) -> Callable[[Tensor,
 
 def _epoch(step: Callable[[Tensor, Tensor], Tensor], row: Row) -> None:
     """Train on `row.size` digits, the bundled ones again and again, in a random order."""
-    digits, labels = (tensor.cuda() for tensor in data.load()[0].tensors)
+    digits, labels = (tensor.to(DEVICE) for tensor in data.load()[0].tensors)
     order = torch.randperm(row.size, device=digits.device) % len(labels)
     for chosen in order.split(row.batch):
         step(digits[chosen], labels[chosen])
@@ -102,7 +103,7 @@ def calls(row: Row, expected: Expected, layer: Callable[..., Any]) -> tuple[Call
     case, host = row.case, {name: value.cpu() for name, value in expected.inputs.items()}
     if row.quantity == "forward":
         call = partial(layer, **expected.inputs, **case.arguments)
-        return call, lambda: layer(**{name: value.cuda() for name, value in host.items()}, **case.arguments).cpu()
+        return call, lambda: layer(**{name: value.to(DEVICE) for name, value in host.items()}, **case.arguments).cpu()
 
     leaves = differentiable(case, expected.inputs)
     out = layer(**{**expected.inputs, **leaves}, **case.arguments)
@@ -110,7 +111,7 @@ def calls(row: Row, expected: Expected, layer: Callable[..., Any]) -> tuple[Call
     call = partial(torch.autograd.grad, out, list(leaves.values()), grad, retain_graph=True)
 
     def whole() -> list[torch.Tensor]:
-        moved = {name: value.cuda() for name, value in host.items()}
+        moved = {name: value.to(DEVICE) for name, value in host.items()}
         return [value.cpu() for value in results(layer, case, moved, grad).values()]
 
     return call, whole
@@ -130,7 +131,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 def kernel_seconds(call: Callable[[], Any]) -> list[float]:
     """Return what the GPU needs for `call`, in several rounds, each with a cold cache."""
-    flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(FLUSH, dtype=torch.uint8, device=DEVICE)
     found = []
     for _ in range(ROUNDS):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
