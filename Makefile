@@ -29,11 +29,19 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 # On a machine with a CUDA GPU, whose Python has torch, numba-cuda, pytest and pytest-benchmark; needs no network.
+# The simulator is in a process of its own, and compute-sanitizer, where there is one, watches a part of the tests.
 gpu: MACHINE = $(shell $(PYTHON) -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")
+gpu: GPU_RESULTS = report/results/$(MACHINE)
+gpu: export PYTHONPATH := $(CURDIR)
 gpu:
+	test -n "$(MACHINE)"
 	$(PYTHON) -m pytest -q tests/cuda
-	mkdir -p report/results/$(MACHINE)
-	$(PYTHON) -m pytest -q benchmarks/test_gpu.py --suite $(SUITE) --benchmark-json report/results/$(MACHINE)/gpu.json
+	if command -v compute-sanitizer; then \
+	  compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/cuda/test_device.py -k "torch and float32"; fi
+	mkdir -p $(GPU_RESULTS)
+	$(PYTHON) -m pytest -q benchmarks/test_gpu.py --suite $(SUITE) --benchmark-json $(GPU_RESULTS)/gpu.json \
+	  || test -s $(GPU_RESULTS)/gpu.json
+	$(PYTHON) -m benchmarks.train_on_gpu $(GPU_RESULTS)
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

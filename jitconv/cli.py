@@ -175,6 +175,7 @@ def _write_checks(path: Path, network: list[Any], cases: list[Any]) -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU cores.  [default: as many as torch takes]")
 @click.option("--limit", type=click.IntRange(1), help="Train on so many images an epoch; its time is then estimated.")
+@click.option("--graph", is_flag=True, help="Replay each step as one CUDA graph; for CUDA devices.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of --out.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/DATA-VARIANT]")
 def train(name: str, variant: str | None, device: str, resume: bool, out: Path | None, **options: Any) -> None:

@@ -6,7 +6,10 @@ import platform
 from importlib import metadata
 from typing import Any
 
-import psutil
+try:
+    import psutil
+except ImportError:  # a GPU machine may have no more than torch and numba
+    psutil = None
 
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "torchvision", "numba-cuda", "onnxruntime", "openvino", "jax")
 CPU_FEATURES = ("avx512f", "avx512bf16", "avx2", "fma", "avx", "sse4.2", "neon", "sve")
@@ -19,7 +22,6 @@ def describe() -> dict[str, Any]:
     """
     import torch
     from numba.core import config
-    from threadpoolctl import threadpool_info
 
     from jitconv.variants import simd
 
@@ -30,23 +32,32 @@ def describe() -> dict[str, Any]:
         "cpu_features": [feature for feature in CPU_FEATURES if f"+{feature}" in simd.FEATURES],
         "numba_target": simd.TARGET,
         "vector_bits": simd.WIDTH * 8,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1) if psutil else None,
         "python": platform.python_version(),
         "versions": versions(),
-        "blas": sorted(
-            {
-                f"{pool['internal_api']} {pool.get('version')} {pool.get('architecture') or ''}".strip()
-                for pool in threadpool_info()
-                if pool["user_api"] == "blas"
-            }
-            | ({"mkl (in torch)"} if torch.backends.mkl.is_available() else set())
-        ),
+        "blas": sorted(_blas() | ({"mkl (in torch)"} if torch.backends.mkl.is_available() else set())),
         "torch_cpu": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
         "numba_threads": config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load": round(psutil.getloadavg()[0], 2),
+        "load": round(_load(), 2),
     }
+
+
+def _blas() -> set[str]:
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return set()
+    return {
+        f"{pool['internal_api']} {pool.get('version')} {pool.get('architecture') or ''}".strip()
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    }
+
+
+def _load() -> float:
+    return (psutil or os).getloadavg()[0]  # psutil has it on Windows too
 
 
 def versions() -> dict[str, str]:
@@ -81,7 +92,7 @@ def problems() -> list[str]:
         found.append("no folder for compiled code is writable, so every process compiles: set NUMBA_CACHE_DIR")
     if torch.get_num_threads() > cores():
         found.append(f"torch takes {torch.get_num_threads()} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}")
-    if psutil.getloadavg()[0] > cores() + 0.5:
+    if _load() > cores() + 0.5:
         found.append("other programs use the cores, so times will be far too long: wait until they are done")
     if importlib.util.find_spec("pytest_benchmark") is None or importlib.util.find_spec("altair") is None:
         found.append("the benchmarks and the report need more packages: pip install 'jitconv[study]'")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jitconv import data, distributed, functional, machine, variants
+from jitconv.graph import CapturedStep
 from jitconv.model import SimpleConvNet
 from jitconv.warming import warmup
 
@@ -26,6 +27,7 @@ class Config:
 
     limit: train on the first so many images of each epoch only, and estimate the whole epoch's time from them.
     threads: CPU cores of a process, None for as many as torch takes; of several processes, its share of the cores.
+    graph: replay each step as one CUDA graph; the steps, and so the losses, are the same.
     """
 
     variant: str
@@ -39,6 +41,7 @@ class Config:
     device: str = "cpu"
     threads: int | None = None
     limit: int | None = None
+    graph: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads", "limit"):
@@ -49,6 +52,8 @@ class Config:
             device = torch.device(self.device)
         except RuntimeError as error:
             raise ValueError(f"device must be one that torch knows, got {self.device!r}: {error}") from None
+        if self.graph and device.type != "cuda":
+            raise ValueError(f"graph needs a CUDA device, got device {self.device!r}: steps are graphs on GPUs only")
         variants.resolve(self.variant, device.type)
 
 
@@ -91,6 +96,7 @@ class Run:
         self.epochs: list[Epoch] = []
         self.first_losses: list[float] = []
         self.warmup_seconds = 0.0
+        self.take_step: Callable[[Tensor, Tensor], Tensor] = self.step
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -109,13 +115,15 @@ class Run:
         return self._result()
 
     def _warm_up(self) -> float:
-        """Compile every kernel, so that no epoch's time holds compiling; return the seconds."""
+        """Compile every kernel, and record the step as a graph, outside the epochs' time; return the seconds."""
         if self.config.variant == "interpreted":
             return 0.0  # nothing to compile, and a single image takes it a minute
         start = time.perf_counter()
         images, labels = self.images[: self.config.batch_size], self.labels[: self.config.batch_size]
         loss = partial(functional.cross_entropy, target=labels, variant=self.config.variant)
         warmup(self.model, images, loss, quiet=True)
+        if self.config.graph:
+            self.take_step = CapturedStep(self.step, self.model, self.optimizer, images, labels)
         self._synchronize()
         return time.perf_counter() - start
 
@@ -144,7 +152,7 @@ class Run:
         self._synchronize()
         start = time.perf_counter()
         for images, labels in self.batches(number):
-            losses.append(self.step(images, labels))
+            losses.append(self.take_step(images, labels))
             sizes.append(min(self.config.batch_size, total - done))
             done += sizes[-1]
             on_step(done, total)

@@ -53,6 +53,23 @@ def test_rates_are_set_against_the_measured_peak(tmp_path: Path) -> None:
     assert "1e+03 GFLOP/s, 25 %" in page
 
 
+def test_a_gpu_has_three_times(tmp_path: Path) -> None:
+    gpu = {"group": "gpu", "device": "cuda", "end_to_end_seconds": [3e-3, 3e-3, 3e-3]}
+    ours = row("cuda-tiled", 2e-4, kernel_seconds=[5e-5, 4e-5, 9e-5], **gpu)
+    theirs = row("torch", 1e-4, kernel_seconds=[1e-4] * 3, **gpu)
+    epochs = [
+        row(name, time, group="gpu", device="cuda", work="epoch", quantity="epoch, captured", flops=0, bytes=0)
+        for name, time in (("cuda-tiled", 0.5), ("torch", 1.5))
+    ]
+    _, page = build(tmp_path, benchmarks(tmp_path, ours, theirs, *epochs))
+    section = page.partition('<section id="gpu">')[2].partition("</section>")[0]
+    line = section.partition("cuda-tiled</td>")[2].partition("</tr>")[0]
+    assert line.startswith("<td>50 µs</td><td>200 µs</td><td>3 ms</td><td>2.00×</td><td>2e+04</td><td>20</td>")
+    assert "<td>—</td><td>500 ms</td><td>—</td><td>3.00×</td>" in section
+    _, page = build(tmp_path, benchmarks(tmp_path, row("jit", 1e-3)))
+    assert "Not measured here." in page
+
+
 def test_what_is_missing_wrong_or_borrowed_is_named(tmp_path: Path) -> None:
     gap = {"row": "forward jax", "outcome": "skipped", "why": "jax is not installed"}
     _, page = build(tmp_path, benchmarks(tmp_path, row("mine", 1e-3, borrows="jit"), gaps=(gap,)))

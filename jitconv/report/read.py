@@ -12,7 +12,10 @@ from scipy import stats
 
 KEY = ["group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "axis", "size"]
 BASELINE = "torch"
-COLUMNS = [*KEY, "flops", "bytes", "borrows", "bound_used", "cold_seconds", "warm_seconds", "peak_mib", "samples"]
+GPU_TIMES = ["kernel_seconds", "end_to_end_seconds"]  # beside `seconds`, from a call until it is done
+COLUMNS = [
+    *KEY, *GPU_TIMES, "flops", "bytes", "borrows", "bound_used", "cold_seconds", "warm_seconds", "peak_mib", "samples",
+]  # fmt: skip
 
 
 @dataclass
@@ -51,12 +54,17 @@ def read(paths: Sequence[Path]) -> Results:
                 found.trainings.append(content)
             else:
                 found.gaps += content.get("gaps", [])
-                rows += [{**each["extra_info"], "samples": each["stats"]["data"]} for each in content["benchmarks"]]
+                rows += [_row(each["extra_info"], each["stats"]["data"]) for each in content["benchmarks"]]
     found.digits, found.cases = pd.DataFrame(digits), pd.DataFrame(cases)
     if rows:
         found.times = _with_ratios(_pooled(pd.DataFrame(rows).reindex(columns=COLUMNS)))
     found.trainings.sort(key=lambda run: run["epochs"][-1]["seconds"])
     return found
+
+
+def _row(info: dict[str, Any], samples: list[float]) -> dict[str, Any]:
+    on_gpu = {name: float(np.median(info[name])) for name in GPU_TIMES if name in info}
+    return {**info, **on_gpu, "samples": samples}
 
 
 def _content(file: Path) -> dict[str, Any]:

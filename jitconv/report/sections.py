@@ -55,7 +55,7 @@ def sections(results: Results) -> dict[str, Any]:
         "resnet": _comparison(table, "resnet"),
         "peaks": _peaks(table),
         "compiling": table[table["group"] == "compiling"].pipe(_records),
-        "gpu": table[table["device"] == "cuda"].pipe(_records),
+        "gpu": _gpu(table[table["device"] == "cuda"]),
         "digits": _grid(results.digits, "case"),
         "cases": _grid(results.cases, "layer"),
         "trainings": [_training(run) for run in results.trainings],
@@ -143,6 +143,17 @@ def _comparison(table: pd.DataFrame, group: str) -> list[dict[str, Any]]:
         ["work", "quantity", "threads", "seconds"], ascending=[True, True, True, False]
     )
     return [_line(row, table) for row in _records(rows)]
+
+
+def _gpu(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every row of a GPU with its rates, and how much faster than torch's its own work there is."""
+    rows = _records(table.sort_values(["layer", "batch", "work", "quantity", "kernel_seconds"]))
+    torch = {(row["work"], row["quantity"]): row["kernel_seconds"] for row in rows if row["variant"] == "torch"}
+    return [
+        {**row, "kernel_ratio": torch.get((row["work"], row["quantity"]), np.nan) / row["kernel_seconds"]}
+        | {"gflops": row["flops"] / row["kernel_seconds"] / 1e9, "gbytes": row["bytes"] / row["kernel_seconds"] / 1e9}
+        for row in rows
+    ]
 
 
 def _peaks(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -443,37 +443,40 @@ def cross_entropy_at(log_p, target, weight, smoothing, n, d):
     return hit + epsilon * (spread / number(log_p, C) - hit)
 
 
+def loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, n, d):
+    """The loss and the weight w[y] of a sample, both 0 where y is `ignore_index`"""
+    y = target[n, d]
+    losses[n, d] = weights[n, d] = 0
+    if y != ignore_index:
+        losses[n, d] = cross_entropy_at(log_p, target, weight, smoothing, n, d)
+        weights[n, d] = weight[min(max(y, 0), weight.shape[0] - 1)]
+
+
 def cross_entropy(x, target, weight, ignore_index, smoothing, losses, weights, log_p):
-    """The loss and the weight w[y] of each sample, both 0 where y is `ignore_index`; and log_p = log_softmax(x)."""
+    """The loss and the weight of each sample, and log_p = log_softmax(x)."""
     N, C, D = x.shape
     for sample in prange(N * D):
         n, d = sample // D, sample % D
         log_softmax_at(x, log_p, n, d)
-        y = target[n, d]
-        losses[n, d] = weights[n, d] = 0
-        if y != ignore_index:
-            losses[n, d] = cross_entropy_at(log_p, target, weight, smoothing, n, d)
-            weights[n, d] = weight[min(max(y, 0), C - 1)]
+        loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, n, d)
+
+
+def pull_at(log_p, target, weight, smoothing, n, c, d):
+    """t_c = w[c] · ((1 − ε)·[c = y] + ε/C)"""
+    epsilon = number(log_p, smoothing)
+    pull = epsilon / number(log_p, log_p.shape[1]) * weight[c]
+    return pull + (number(log_p, 1) - epsilon) * weight[c] if c == target[n, d] else pull
 
 
 def cross_entropy_grad_input_at(grad, log_p, target, weight, ignore_index, smoothing, out, n, d):
-    """∂x[n, c, d] = ∂loss[n, d] · (exp(log_p[n, c, d]) · Σ_k t_k − t_c) with t_c = w[c] · ((1 − ε)·[c = y] + ε/C)"""
-    C = log_p.shape[1]
-    y = target[n, d]
-    epsilon = number(log_p, smoothing)
-    share = epsilon / number(log_p, C)
-    hit = number(log_p, 1) - epsilon
+    """∂x[n, c, d] = ∂loss[n, d] · (exp(log_p[n, c, d]) · Σ_k t_k − t_c)"""
     total = zero(log_p)
-    for c in range(C):
-        total = total + share * weight[c]
-        if c == y:
-            total = total + hit * weight[c]
-    for c in range(C):
-        pull = share * weight[c]
-        if c == y:
-            pull = pull + hit * weight[c]
+    for c in range(log_p.shape[1]):
+        total = total + pull_at(log_p, target, weight, smoothing, n, c, d)
+    for c in range(log_p.shape[1]):
         out[n, c, d] = 0
-        if y != ignore_index:
+        if target[n, d] != ignore_index:
+            pull = pull_at(log_p, target, weight, smoothing, n, c, d)
             out[n, c, d] = grad[n, d] * (math.exp(log_p[n, c, d]) * total - pull)
 
 

@@ -12,12 +12,10 @@ of `cuda`, which have one thread for each element, do less work.
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from jitconv.variants.cuda import direct, grid
-from jitconv.variants.cuda.grid import number
+from jitconv.variants.cuda import direct, fixed, grid
+from jitconv.variants.cuda.grid import MOST_PLACES, divide, number, unfold
 from jitconv.variants.cuda.launch import device
-from jitconv.variants.cuda.matmul import ROWS, Matrix, multiply
+from jitconv.variants.cuda.matmul import Matrix, multiply, rows
 from jitconv.variants.cuda.sizes import FEWEST_ROWS, MOST_DIRECT
 
 Pair = tuple[int, int]
@@ -33,21 +31,6 @@ class Layer(NamedTuple):
     kernel: Pair
     plane: Pair
     bias: Any = ()
-
-
-@device
-def divide(a, b):
-    """a // b and a % b of numbers below 2³², several times faster than for larger ones"""
-    quotient = np.uint32(np.uint32(a) // np.uint32(b))
-    return np.int64(quotient), np.int64(np.uint32(np.uint32(a) - quotient * np.uint32(b)))
-
-
-@device
-def unfold(index, last_two):
-    """(first, second, third) of a flat index, the last two of these extents"""
-    rest, third = divide(index, last_two[1])
-    first, second = divide(rest, last_two[0])
-    return first, second, third
 
 
 @device
@@ -112,10 +95,9 @@ def put_image_with_bias(out, layer, group, c, p, value):
         put_image(out, layer, group, c, p, value + layer.bias[group * out.shape[2] + c])
 
 
-FORWARD = ROWS, Matrix(x_col_at, False)
+X_COL = Matrix(x_col_at, False)
 GRAD_INPUT = Matrix(turned_weight_at, True), Matrix(grad_col_at, False)
 GRAD_WEIGHT = Matrix(grad_at, True), Matrix(x_row_at, True)
-MOST_POSITIONS = 2**32 - 1  # that `divide` can tell apart
 
 
 def conv2d(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
@@ -123,16 +105,17 @@ def conv2d(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation
     N, _, H_out, W_out = out.shape
     groups = x.shape[1] // C_group
     filters, positions, terms = C_out // groups, N * H_out * W_out, C_group * K_h * K_w
-    if terms <= MOST_DIRECT:
+    if terms <= MOST_DIRECT and positions <= MOST_PLACES:
         direct.conv2d(x, weight, bias, stride, padding, dilation, out)
         return
-    if filters < FEWEST_ROWS or positions > MOST_POSITIONS:
-        grid.VARIANT.ops["conv2d"](x, weight, bias, stride, padding, dilation, out)
+    if filters < FEWEST_ROWS or positions > MOST_PLACES:
+        fixed.OPS["conv2d"](x, weight, bias, stride, padding, dilation, out)
         return
     layer = Layer(stride, padding, dilation, C_group, (K_h, K_w), (H_out, W_out), bias)
     matrix = weight.reshape(groups, filters, terms)
     image = out.reshape(N, groups, filters, H_out * W_out)
-    multiply(matrix, x, image, FORWARD, (groups, filters, positions), terms, layer, put_image_with_bias)
+    matrices = rows(matrix), X_COL
+    multiply(matrix, x, image, matrices, (groups, filters, positions), terms, layer, put_image_with_bias)
 
 
 def conv2d_grad_input(grad: Any, weight: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
@@ -140,8 +123,8 @@ def conv2d_grad_input(grad: Any, weight: Any, stride: Pair, padding: Pair, dilat
     N, C_in, H, W = out.shape
     groups = C_in // C_group
     filters, positions = C_out // groups, N * H * W
-    if C_group < FEWEST_ROWS or positions > MOST_POSITIONS:
-        grid.VARIANT.ops["conv2d_grad_input"](grad, weight, stride, padding, dilation, out)
+    if C_group < FEWEST_ROWS or positions > MOST_PLACES:
+        fixed.OPS["conv2d_grad_input"](grad, weight, stride, padding, dilation, out)
         return
     layer = Layer(stride, padding, dilation, filters, (K_h, K_w), (H, W))
     matrix, terms = weight.reshape(groups, filters, C_group, K_h * K_w), filters * K_h * K_w
@@ -154,7 +137,7 @@ def conv2d_grad_weight(grad: Any, x: Any, stride: Pair, padding: Pair, dilation:
     N, _, H_out, W_out = grad.shape
     groups = x.shape[1] // C_group
     filters, positions = C_out // groups, N * H_out * W_out
-    if (groups > 1 and filters < FEWEST_ROWS) or positions > MOST_POSITIONS:
+    if (groups > 1 and filters < FEWEST_ROWS) or positions > MOST_PLACES:
         grid.VARIANT.ops["conv2d_grad_weight"](grad, x, stride, padding, dilation, out)
         return
     layer = Layer(stride, padding, dilation, C_group, (K_h, K_w), (H_out, W_out))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jitconv.variants.cuda.launch import device
-from jitconv.variants.cuda.matmul import COLUMNS, ROWS, multiply
+from jitconv.variants.cuda.matmul import columns, multiply, rows
 
 
 @device
@@ -17,16 +17,17 @@ def put_with_bias(out, layer, z, n, j, value):
 def linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
     """Z = X·Wᵀ + B"""
     N, O = out.shape
-    multiply(x[None], weight[None], out[None], (ROWS, ROWS), (1, N, O), x.shape[1], (bias,), put_with_bias)
+    matrices = rows(x), rows(weight)
+    multiply(x[None], weight[None], out[None], matrices, (1, N, O), x.shape[1], (bias,), put_with_bias)
 
 
 def linear_grad_input(grad: Any, weight: Any, out: Any) -> None:
     """∂X = ∂Z·W"""
     N, I = out.shape
-    multiply(grad[None], weight[None], out[None], (ROWS, COLUMNS), (1, N, I), weight.shape[0])
+    multiply(grad[None], weight[None], out[None], (rows(grad), columns(weight)), (1, N, I), weight.shape[0])
 
 
 def linear_grad_weight(grad: Any, x: Any, out: Any) -> None:
     """∂W = ∂Zᵀ·X"""
     O, I = out.shape
-    multiply(grad[None], x[None], out[None], (COLUMNS, COLUMNS), (1, O, I), x.shape[0])
+    multiply(grad[None], x[None], out[None], (columns(grad), columns(x)), (1, O, I), x.shape[0])

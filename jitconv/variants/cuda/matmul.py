@@ -3,8 +3,8 @@
 A block of threads computes a tile of the output. It copies a strip of `a` (tile.M × tile.K) and of `b` into shared
 memory, from which each thread multiplies tile.m rows by tile.n columns in registers: every value that was loaded from
 memory is used tile.N or tile.M times, every value from shared memory tile.n or tile.m times. While a strip is
-multiplied, the next one is on its way; it goes into a second buffer. Neighbours in shared memory are read up to four
-at once (ld.shared.v4), as far as the compiler sees that they are aligned.
+multiplied, the next one is on its way; it goes into a second buffer. Shared memory is read four values at once, and so
+is a matrix whose rows allow it.
 
 Matrices are read and written through small functions, so that a convolution never has to write out its columns.
 """
@@ -17,6 +17,7 @@ from numba import cuda
 
 from jitconv.variants.cuda.grid import grid_range, number
 from jitconv.variants.cuda.launch import Kernel, PerElement, device, empty_like
+from jitconv.variants.cuda.quads import in_quads, load4, store4
 from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LARGE, RUN, SHORTEST_SPLIT, SMALL, Tile, ceil_div
 
 PAD = 4  # keeps rows in shared memory apart, so that threads of a warp write to different banks
@@ -26,10 +27,13 @@ class Matrix(NamedTuple):
     """How to read a matrix of a product. at(array, layer, group, index, k): the value at row or column `index`.
 
     along_k: neighbours in memory are neighbours in k. `layer` is what the layer's own functions need to know.
+    quads: `at` gives four neighbours, of which the first has an index or k that four divides, and none lies outside
+    the matrix unless all do.
     """
 
     at: Callable[..., Any]
     along_k: bool
+    quads: bool = False
 
 
 @device
@@ -44,7 +48,30 @@ def columns_at(array, layer, group, index, k):
     return array[group, k, index] if index < array.shape[2] else number(array, 0)
 
 
-ROWS, COLUMNS = Matrix(rows_at, True), Matrix(columns_at, False)
+@device
+def zeros(array):
+    zero = number(array, 0)
+    return zero, zero, zero, zero
+
+
+@device
+def rows4_at(array, layer, group, index, k):
+    return load4(array, (group, index, k)) if index < array.shape[1] else zeros(array)
+
+
+@device
+def columns4_at(array, layer, group, index, k):
+    return load4(array, (group, k, index)) if index < array.shape[2] else zeros(array)
+
+
+def rows(array: Any) -> Matrix:
+    """Return how to read (groups, M or N, K)."""
+    return Matrix(rows4_at, True, quads=True) if in_quads(array) else Matrix(rows_at, True)
+
+
+def columns(array: Any) -> Matrix:
+    """Return how to read (groups, K, M or N)."""
+    return Matrix(columns4_at, False, quads=True) if in_quads(array) else Matrix(columns_at, False)
 
 
 @device
@@ -63,18 +90,6 @@ def along_k(element, extent, K):
 @device
 def along_index(element, extent, K):
     return element % extent, element // extent
-
-
-def _lane(extent: int, per_thread: int) -> Any:
-    """Return where in a tile a thread's r-th row or column lies: groups of up to four neighbours."""
-    width = min(per_thread, 4)
-    gap = extent // per_thread * width
-
-    @device
-    def lane(thread, r):
-        return r // width * gap + thread * width + r % width
-
-    return lane
 
 
 def _copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
@@ -98,6 +113,33 @@ def _copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
     return fetch, store
 
 
+def _quad_copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
+    """Return the same for a matrix that is read in quads."""
+    K, threads = tile.K, tile.threads
+    share = extent * K // threads // 4
+    quad_at, order, is_along_k = matrix.at, along_k if matrix.along_k else along_index, matrix.along_k
+
+    @device
+    def fetch(array, layer, group, first, k0, stop, thread, kept):
+        for r in range(share):
+            index, k = order((thread + r * threads) * 4, extent, K)
+            quad = quad_at(array, layer, group, first + index, k0 + k) if k0 + k < stop else zeros(array)
+            kept[4 * r], kept[4 * r + 1], kept[4 * r + 2], kept[4 * r + 3] = quad
+
+    @device
+    def store(kept, thread, buffer, strips):
+        for r in range(share):
+            index, k = order((thread + r * threads) * 4, extent, K)
+            if is_along_k:
+                for e in range(4):
+                    strips[buffer, k + e, index] = kept[4 * r + e]
+            else:
+                quad = kept[4 * r], kept[4 * r + 1], kept[4 * r + 2], kept[4 * r + 3]
+                store4(strips, (buffer, k, index), quad)
+
+    return fetch, store
+
+
 @functools.cache
 def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., None]) -> Kernel:
     """Return the kernel (a, b, out, layer, groups, columns, depth) that multiplies such matrices tile by tile."""
@@ -105,16 +147,30 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
     threads, row_threads = tile.threads, N // n
     pitch_a, pitch_b = M + PAD, N + PAD
     share_a, share_b = M * K // threads, N * K // threads
-    fetch_a, store_a = _copier(a_matrix, M, tile)
-    fetch_b, store_b = _copier(b_matrix, N, tile)
-    lane_m, lane_n = _lane(M, m), _lane(N, n)
+    fetch_a, store_a = (_quad_copier if a_matrix.quads else _copier)(a_matrix, M, tile)
+    fetch_b, store_b = (_quad_copier if b_matrix.quads else _copier)(b_matrix, N, tile)
+
+    # Of a tile's rows and columns, a thread has quads, which alternate with the quads of other threads.
+    row_gap, col_gap = M // m, N // n
+
+    @device
+    def add_term(strips_a, strips_b, buffer, k, row, col, sums):
+        left, right = cuda.local.array(m, sums.dtype), cuda.local.array(n, sums.dtype)
+        for i in range(0, m, 4):
+            left[i], left[i + 1], left[i + 2], left[i + 3] = load4(strips_a, (buffer, k, i * row_gap + 4 * row))
+        for j in range(0, n, 4):
+            right[j], right[j + 1], right[j + 2], right[j + 3] = load4(strips_b, (buffer, k, j * col_gap + 4 * col))
+        for i in range(m):
+            for j in range(n):
+                sums[i, j] += left[i] * right[j]
 
     @device
     def multiply_strips(strips_a, strips_b, buffer, row, col, sums):
-        for k in range(K):
-            for i in range(m):
-                for j in range(n):
-                    sums[i, j] += strips_a[buffer, k, lane_m(row, i)] * strips_b[buffer, k, lane_n(col, j)]
+        for k in range(0, K, 4):  # four terms are too much code for the compiler to unroll by itself
+            add_term(strips_a, strips_b, buffer, k, row, col, sums)
+            add_term(strips_a, strips_b, buffer, k + 1, row, col, sums)
+            add_term(strips_a, strips_b, buffer, k + 2, row, col, sums)
+            add_term(strips_a, strips_b, buffer, k + 3, row, col, sums)
 
     def kernel(a, b, out, layer, groups, columns, depth):
         strips_a = cuda.shared.array((2, K, pitch_a), a.dtype, alignment=ALIGNMENT)
@@ -127,43 +183,38 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
         tile_m, tile_n = divmod(cuda.blockIdx.x, (columns + N - 1) // N)
         split, group = divmod(cuda.blockIdx.z, groups)
         first_m, first_n = tile_m * M, tile_n * N
-        share = (depth + cuda.gridDim.z // groups - 1) // (cuda.gridDim.z // groups)
+        splits = cuda.gridDim.z // groups
+        share = ((depth + splits - 1) // splits + 3) // 4 * 4  # no quad belongs to two splits
         start, stop = split * share, min(depth, (split + 1) * share)
-
-        clear(totals)
-        buffer = 0
-        fetch_a(a, layer, group, first_m, start, stop, thread, next_a)
-        fetch_b(b, layer, group, first_n, start, stop, thread, next_b)
-        store_a(next_a, thread, buffer, strips_a)
-        store_b(next_b, thread, buffer, strips_b)
-        cuda.syncthreads()
-        for first in range(start, stop, RUN):
-            clear(sums)
-            for k0 in range(first, min(first + RUN, stop), K):
-                fetch_a(a, layer, group, first_m, k0 + K, stop, thread, next_a)
-                fetch_b(b, layer, group, first_n, k0 + K, stop, thread, next_b)
-                multiply_strips(strips_a, strips_b, buffer, row, col, sums)
-                buffer = (buffer + 1) & 1
-                store_a(next_a, thread, buffer, strips_a)
-                store_b(next_b, thread, buffer, strips_b)
-                cuda.syncthreads()
-            for i in range(m):
-                for j in range(n):
-                    totals[i, j] += sums[i, j]
 
         for i in range(m):
             for j in range(n):
-                at_m, at_n = first_m + lane_m(row, i), first_n + lane_n(col, j)
+                sums[i, j] = totals[i, j] = 0
+        buffer = run = 0
+        for k0 in range(start - K, stop, K):  # the first turn only fetches, the last one fetches nothing
+            fetch_a(a, layer, group, first_m, k0 + K, stop, thread, next_a)
+            fetch_b(b, layer, group, first_n, k0 + K, stop, thread, next_b)
+            if k0 >= start:
+                multiply_strips(strips_a, strips_b, buffer, row, col, sums)
+                run += K
+            if run == RUN or k0 + K >= stop:
+                run = 0
+                for i in range(m):
+                    for j in range(n):
+                        totals[i, j] += sums[i, j]
+                        sums[i, j] = 0
+            buffer ^= 1
+            store_a(next_a, thread, buffer, strips_a)
+            store_b(next_b, thread, buffer, strips_b)
+            cuda.syncthreads()
+
+        for i in range(m):
+            for j in range(n):
+                at_m = first_m + i // 4 * 4 * row_gap + 4 * row + i % 4
+                at_n = first_n + j // 4 * 4 * col_gap + 4 * col + j % 4
                 put(out, layer, cuda.blockIdx.z, at_m, at_n, totals[i, j])
 
     return Kernel(kernel)
-
-
-@device
-def clear(tile):
-    for i in range(tile.shape[0]):
-        for j in range(tile.shape[1]):
-            tile[i, j] = 0
 
 
 def _add_up(parts, out):

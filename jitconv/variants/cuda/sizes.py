@@ -26,20 +26,22 @@ class Tile(NamedTuple):
 
 if SIMULATED:
     THREADS, MOST_BLOCKS = 3, 2
-    LARGE, SMALL = Tile(8, 8, 4, 4, 4), Tile(4, 8, 2, 2, 4)
+    LARGE, SMALL = Tile(16, 8, 4, 8, 4), Tile(8, 8, 4, 4, 4)
     BUSY, SHORTEST_SPLIT = 2, 4
     RUN = 8
-    FEWEST_ROWS, MOST_DIRECT, DIRECT_FILTERS = 3, 12, 2
-    ROW_THREADS = 4
+    FEWEST_ROWS = 3
+    MOST_DIRECT, DIRECT_FILTERS, DIRECT_THREADS = 12, 2, 3
+    LANES, ROWS, FEWEST_CLASSES = 4, 2, 6
     ALIGNMENT = None  # of shared memory, in bytes; the simulator has none
 else:
     THREADS, MOST_BLOCKS = 256, 1 << 16
-    LARGE, SMALL = Tile(128, 64, 8, 8, 8), Tile(64, 64, 16, 4, 4)
+    LARGE, SMALL = Tile(128, 64, 16, 8, 8), Tile(64, 64, 16, 4, 4)
     BUSY, SHORTEST_SPLIT = 128, 256  # blocks that fill a GPU; terms that are worth a block of their own
     RUN = 64  # terms that are added up on their own: the rounding error of long sums stays small
     FEWEST_ROWS = 16  # of channels, below which a tile would be mostly empty
-    MOST_DIRECT, DIRECT_FILTERS = 160, 20  # terms and filters of a thread in a direct convolution
-    ROW_THREADS = 128
+    MOST_DIRECT, DIRECT_FILTERS, DIRECT_THREADS = 160, 20, 128  # terms, filters a thread, threads of a direct kernel
+    LANES, ROWS = 32, 8  # threads of a row of classes, rows of a block
+    FEWEST_CLASSES = 32  # that are worth so many threads
     ALIGNMENT = 16
 
 

@@ -233,9 +233,9 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
 @inner
 def _side_by_side(numbers, rows_at, runs, out):
     """The runs of each row, one after the other, as a matrix."""
-    length = runs.count * runs.length
+    length = runs.times * runs.length
     for r in range(rows_at.size):
-        for n in range(runs.count):
+        for n in range(runs.times):
             copy(numbers, rows_at[r] + n * runs.a_step, out, r * length + n * runs.length, runs.length)
     return out[: rows_at.size * length].reshape(rows_at.size, length)
 

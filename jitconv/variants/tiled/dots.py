@@ -16,9 +16,9 @@ ONE_ROW = DOT_ROWS * DOT_COLUMNS  # columns of a tile that is all for one row
 
 
 class Runs(NamedTuple):
-    """Where the terms of a sum lie: `count` runs of `length`, in A and B each its own step apart."""
+    """Where the terms of a sum lie: `times` runs of `length`, in A and B each its own step apart."""
 
-    count: int
+    times: int
     length: int
     a_step: int
     b_step: int
@@ -52,7 +52,7 @@ def _tiles(height, width, a, rows_at, b, columns_at, runs, terms, c, pitch):
         for row in range(0, R, height):
             _starts(rows_at, row, left)
             tile = zeros(a, height, width)
-            for n in range(runs.count):
+            for n in range(runs.times):
                 a_run, b_run = a[n * runs.a_step :], b[n * runs.b_step :]
                 for p in range(terms[0], whole, step):
                     tile = dots(tile, a_run, left, b_run, right, p, None)
