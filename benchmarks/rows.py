@@ -23,8 +23,9 @@ class Row:
 
     group: the table it belongs to, named after the test file. work: what is computed, in words.
     layer: a function of jitconv.functional, "network" (SimpleConvNet), "machine" or "matmul".
-    quantity: "forward", "backward" (all gradients), "step", … flops, bytes: of one call; bytes are those of arguments
-    and results. axis, size: in scaling rows, what varies and its value. case: for rows of one layer, the call itself.
+    quantity: "forward", "backward" (all gradients), "weight gradient", "step", … flops, bytes: of one call; bytes are
+    those of arguments and results. axis, size: in scaling rows, what varies and its value. case: for rows of one layer,
+    the call itself.
     """
 
     group: str
@@ -64,12 +65,17 @@ def over_variants(row: Row, skip: Iterable[str] = ()) -> Iterator[Row]:
 
 
 def layer_rows(
-    group: str, case: Case, skip: Iterable[str] = (), lanes: Iterable[int] = LANES, **axis: Any
+    group: str,
+    case: Case,
+    skip: Iterable[str] = (),
+    lanes: Iterable[int] = LANES,
+    quantities: Iterable[str] = ("forward", "backward"),
+    **axis: Any,
 ) -> list[Row]:
-    """Return the rows of one layer's call: forward and backward × threads × variants. `axis` may set axis and size."""
+    """Return the rows of one layer's call: quantities × threads × variants. `axis` may set axis and size."""
     batch = next(iter(case.arrays.values()))[0]
     rows: list[Row] = []
-    for quantity in ("forward", "backward"):
+    for quantity in quantities:
         flops, moved = cost(case, quantity)
         for threads in lanes:
             row = Row(

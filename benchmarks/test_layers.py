@@ -28,7 +28,9 @@ def cases(batch: int) -> list[Case]:
 
 
 def rows(full: bool) -> list[Row]:
-    return [row for N in BATCHES for case in cases(N) for row in layer_rows("layers", case, skip=("interpreted",))]
+    skip, first = ("interpreted",), cases(64)[0]  # the digits need no gradient
+    found = [row for N in BATCHES for case in cases(N) for row in layer_rows("layers", case, skip)]
+    return found + layer_rows("layers", first, skip, quantities=("weight gradient",))
 
 
 def test_layer(benchmark: Any, row: Row, again: int) -> None:

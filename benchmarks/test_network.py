@@ -8,8 +8,8 @@ import torch
 
 from benchmarks import peers
 from benchmarks.measure import measure
-from benchmarks.rows import LANES, Row, over_variants
-from jitconv import SimpleConvNet, data, functional
+from benchmarks.rows import LANES, Row, over_variants, powers
+from jitconv import SimpleConvNet, data, functional, variants
 
 FORWARD_FLOPS = 2 * (20 * 24 * 24 * 25 + 500 * 2880 + 10 * 500)  # of one image
 TOLERANCE = 1e-4  # of the largest logit: what rounding may do through three layers
@@ -17,22 +17,29 @@ TOLERANCE = 1e-4  # of the largest logit: what rounding may do through three lay
 
 def rows(full: bool) -> list[Row]:
     found = []
-    for batch in (1, 64, 1000):
-        for threads in LANES:
-            row = Row(
-                group="network", work=f"forward, {batch}", layer="network", quantity="forward", variant="",
-                threads=threads, batch=batch, flops=FORWARD_FLOPS * batch,
-            )  # fmt: skip
+    for threads in LANES:
+        for batch in (1, 64, 1000):
+            row = forward_row("network", batch, threads)
             found += [each for each in over_variants(row) if full or not each.interpreted or threads == 1]
             found += [replace(row, variant=name) for name in peers.FORWARD]
+        for batch in powers(4, 1, 4096):
+            row = forward_row("batches", batch, threads, axis="images at once", size=batch)
+            found += [replace(row, variant=name) for name in (variants.BEST["cpu"], "torch")]
     for threads in LANES:
         row = Row(
             group="network", work="training step, 64", layer="network", quantity="step", variant="",
             threads=threads, batch=64, flops=64 * (3 * FORWARD_FLOPS - 2 * 20 * 24 * 24 * 25),
         )  # fmt: skip
         found += over_variants(row)
-        found += [replace(row, variant=name) for name in peers.STEP if full]
+        found += [replace(row, variant=name) for name in peers.STEP]
     return found
+
+
+def forward_row(group: str, batch: int, threads: int, **axis: Any) -> Row:
+    return Row(
+        group=group, work=f"forward, {batch}", layer="network", quantity="forward", variant="", threads=threads,
+        batch=batch, flops=FORWARD_FLOPS * batch, **axis,
+    )  # fmt: skip
 
 
 def test_network(benchmark: Any, row: Row, again: int) -> None:

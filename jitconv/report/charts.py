@@ -29,6 +29,7 @@ def charts(results: Results) -> dict[str, Markup]:
     drawn = {
         "ladder": _ladder(results.times),
         "scaling": _scaling(results.times),
+        "batches": _batches(results.times),
         "curves": _curves(results.trainings),
         "epochs": _epochs(results.trainings),
     }
@@ -90,6 +91,22 @@ def _scaling(times: pd.DataFrame) -> Any:
         for axis, sizes in ((axis, sorted(set(part["size"]))) for axis, part in rows.groupby("axis", sort=False))
     ]
     return alt.concat(*panels, columns=2)
+
+
+def _batches(times: pd.DataFrame) -> Any:
+    """Time of an image in batches of all sizes, a line for each variant and number of cores."""
+    rows = times[times["group"] == "batches"]
+    if rows.empty:
+        return None
+    rows = rows.assign(microseconds=rows["seconds"] / rows["batch"] * 1e6, cores=rows["threads"].astype(str))
+    rows = rows[["batch", "variant", "cores", "microseconds"]]
+    chart = alt.Chart(rows).mark_line(point=True, strokeWidth=2).encode(
+        x=alt.X("batch:Q", scale=alt.Scale(type="log", base=2), title="images at once, log scale"),
+        y=alt.Y("microseconds:Q", scale=alt.Scale(type="log"), title="µs an image, log scale"),
+        color=_colour(rows["variant"], alt.Legend(orient="top")),
+        strokeDash=alt.StrokeDash("cores:N", legend=alt.Legend(orient="top", title="cores")),
+    )  # fmt: skip
+    return chart.properties(width=560, height=240)
 
 
 def _curves(trainings: list[dict[str, Any]]) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from jitconv.report.findings import OURS, epoch_seconds
+from jitconv.report.goals import goals
 from jitconv.report.read import Results
 
 HOMEWORK: dict[str, list[tuple[Any, ...]]] = {
@@ -49,7 +50,8 @@ def sections(results: Results) -> dict[str, Any]:
     return {
         "machines": _machines(results.machines),
         "losses": _losses(table),
-        "layers": [_matrix(table, "layers", quantity, 1) for quantity in ("forward", "backward")],
+        "goals": goals(results),
+        "layers": [_matrix(table, "layers", quantity, 1) for quantity in ("forward", "backward", "weight gradient")],
         "network": _comparison(table, "network"),
         "products": _comparison(table, "products"),
         "resnet": _comparison(table, "resnet"),

@@ -278,10 +278,9 @@ def conv2d_grad_input(workers, grad, weight, stride, padding, dilation, out):
     """Each phase of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite, and would meet zeros."""
     if not finite(weight):
         return False
-    geometry = Geometry(stride, padding, dilation)
-    panels = _pack_phases(weight, out.shape[1] // weight.shape[1], geometry)
+    panels = _pack_phases(weight, out.shape[1] // weight.shape[1], Geometry(stride, padding, dilation))
     for worker in prange(workers):
-        _spread(worker, workers, grad, weight, panels, geometry, out)
+        _spread(worker, workers, grad, weight, panels, Geometry(stride, padding, dilation), out)
     return True
 
 
