@@ -63,7 +63,10 @@ def _checked(check: Callable[[], float] | None) -> float:
 
 
 def measure_layer(benchmark: Any, row: Row) -> None:
-    """Time a row's case, forward or backward: torch through its own functions, the others through jitconv's."""
+    """Time a row's case: forward, call (forward where gradients are wanted) or backward.
+
+    torch is called through its own functions, the others through jitconv's.
+    """
     assert row.case is not None
     expected = _expected(row.case)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
@@ -79,6 +82,9 @@ def measure_layer(benchmark: Any, row: Row) -> None:
             measure(benchmark, row, call, check)
         return
     leaves = differentiable(row.case, expected.inputs)
+    if row.quantity == "call":
+        measure(benchmark, row, partial(call, **leaves), check)
+        return
     out = call(**leaves)
     grad = expected.grad.to(out.dtype)
     measure(benchmark, row, partial(torch.autograd.grad, out, list(leaves.values()), grad, retain_graph=True), check)
