@@ -73,7 +73,7 @@ def arrays(**named: Any) -> None:
     if lead.dtype not in FLOATS:
         allowed = "float32, float64, float16 or bfloat16" if kind is torch.Tensor else "float32 or float64"
         raise TypeError(f"{lead_name} must be {allowed}, got {lead.dtype}")
-    if kind is torch.Tensor and lead.layout != torch.strided:
+    if isinstance(lead, torch.Tensor) and lead.layout != torch.strided:
         raise TypeError(f"{lead_name} must be a dense tensor, got layout {lead.layout}")
     for name, value in rest:
         if not isinstance(value, kind):
