@@ -67,7 +67,10 @@ def _checked(check: Callable[[], float] | None) -> float:
 
 
 def measure_layer(benchmark: Any, row: Row) -> None:
-    """Time a row's case, forward or some gradients: torch through its own functions, the others through jitconv's."""
+    """Time a row's case: forward, call (forward where gradients are wanted), backward or weight gradient.
+
+    torch is called through its own functions, the others through jitconv's.
+    """
     assert row.case is not None
     expected = _expected(row.case)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
@@ -83,6 +86,9 @@ def measure_layer(benchmark: Any, row: Row) -> None:
             measure(benchmark, row, call, check)
         return
     leaves = differentiable(row.case, expected.inputs)
+    if row.quantity == "call":
+        measure(benchmark, row, partial(call, **leaves), check)
+        return
     if row.quantity == "weight gradient":
         leaves = {"weight": leaves["weight"]}
     out = call(**leaves)

@@ -21,7 +21,7 @@ def join(device: str, threads: int | None = None) -> None:
 
     threads: cores of each, None for its share of this machine's. Raises ValueError for more processes than GPUs.
     """
-    if not dist.is_torchelastic_launched():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun did not start this process
         if threads is not None:
             torch.set_num_threads(threads)
         return
@@ -40,12 +40,12 @@ def join(device: str, threads: int | None = None) -> None:
 
 def size() -> int:
     """Return the number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Return this process's number; 0 is the one that writes and prints."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if size() > 1 else 0
 
 
 def part(items: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ from jitconv.shapes import FLOATS
 
 
 class _Layer(nn.Module):
-    """Adds the keyword `variant` (None: the best one for the input's device) to a torch.nn layer."""
+    """Adds the keyword `variant` (None: the best one for the input's device) to a torch.nn layer.
+
+    Tensors of integers, which some of torch's layers take too, are left to torch.
+    """
 
     variant: str | None = None  # for instances that were saved, or converted, without one
 
@@ -41,6 +44,8 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
     """torch.nn.MaxPool2d, (N, C, H, W) to (N, C, H_out, W_out), computed by `variant`."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if input.dtype not in FLOATS:
+            return super().forward(input)
         return F.max_pool2d(
             input,
             self.kernel_size,
@@ -57,6 +62,8 @@ class Flatten(_Layer, nn.Flatten):
     """torch.nn.Flatten, (N, C, H, W) to (N, C·H·W) by default, computed by `variant`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dtype not in FLOATS:
+            return super().forward(input)
         return F.flatten(input, self.start_dim, self.end_dim, variant=self.variant)
 
 
@@ -71,6 +78,8 @@ class ReLU(_Layer, nn.ReLU):
     """torch.nn.ReLU, any shape, computed by `variant`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dtype not in FLOATS:
+            return super().forward(input)
         return F.relu(input, self.inplace, variant=self.variant)
 
 

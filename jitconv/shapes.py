@@ -73,6 +73,8 @@ def arrays(**named: Any) -> None:
     if lead.dtype not in FLOATS:
         allowed = "float32, float64, float16 or bfloat16" if kind is torch.Tensor else "float32 or float64"
         raise TypeError(f"{lead_name} must be {allowed}, got {lead.dtype}")
+    if isinstance(lead, torch.Tensor) and lead.layout != torch.strided:
+        raise TypeError(f"{lead_name} must be a dense tensor, got layout {lead.layout}")
     for name, value in rest:
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__} as {lead_name} is, got {type(value).__name__}")

@@ -156,3 +156,19 @@ def test_what_surrounds_a_layer_keeps_working(what: str) -> None:
 def test_a_copy_of_a_converted_model_is_converted() -> None:
     model = convert(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "jit")
     assert [type(m) for m in copy.deepcopy(model)] == [jitconv.nn.Linear, jitconv.nn.ReLU]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()], ids=str)
+def test_integers_are_left_to_torch(layer: nn.Module, dtype: torch.dtype) -> None:
+    x = torch.arange(32).reshape(1, 2, 4, 4).to(dtype)
+    assert torch.equal(convert(layer)(x), layer(x))
+
+
+def test_features_of_a_converted_model_can_be_extracted() -> None:
+    jitconv.data.torchvision()
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    model, x = built("squeezenet1_1", 64)
+    expected, found = (create_feature_extractor(each, {"features.6": "six"})(x) for each in (model, convert(model)))
+    torch.testing.assert_close(found["six"], expected["six"], rtol=1e-4, atol=1e-4)

@@ -69,6 +69,17 @@ weights = torch.cat([p.detach().flatten() for p in model.parameters()])
 everywhere = [torch.empty_like(weights) for _ in range(size)]
 torch.distributed.all_gather(everywhere, weights)
 assert torch.equal(*everywhere)
+
+model = jitconv.SimpleConvNet()
+image, label = torch.rand(1, 1, 28, 28), torch.tensor([3])  # one process has nothing of it
+parallel = distributed.parallel(model)
+loss = jitconv.functional.cross_entropy(parallel(distributed.part(image)), distributed.part(label))
+share, mean = distributed.mean_loss(loss, len(distributed.part(label)))
+share.backward()
+whole = jitconv.functional.cross_entropy(model(image), label)
+torch.testing.assert_close(mean, whole.detach())
+torch.testing.assert_close([p.grad for p in model.parameters()], list(torch.autograd.grad(whole, model.parameters())))
+assert distributed.total(rank + 1, "cpu") == 3
 print("cores", torch.get_num_threads(), "parts", len(distributed.part(torch.arange(3))))
 """
 

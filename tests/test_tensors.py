@@ -161,3 +161,8 @@ def test_a_model_moves_between_dtypes() -> None:
     for dtype in (torch.float64, torch.bfloat16, torch.float32):
         assert model.to(dtype)(x.to(dtype)).dtype == dtype
     torch.testing.assert_close(model(x), expected, rtol=0.03, atol=0.03)
+
+
+def test_other_layouts_are_named() -> None:
+    with pytest.raises(TypeError, match=r"input must be a dense tensor, got layout torch\.sparse_coo"):
+        F.relu(torch.ones(2, 3).to_sparse())
