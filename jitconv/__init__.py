@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jitconv.model import SimpleConvNet
     from jitconv.variants import Variant, available, register_variant
     from jitconv.verify import diff_mse
+    from jitconv.warming import warmup
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "nn",
     "register_variant",
     "variants",
+    "warmup",
 ]
 
 _HOMES = {
@@ -31,6 +33,7 @@ _HOMES = {
     "available": "variants",
     "register_variant": "variants",
     "diff_mse": "verify",
+    "warmup": "warming",
 }
 
 

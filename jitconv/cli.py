@@ -179,14 +179,18 @@ def _write_checks(path: Path, network: list[Any], cases: list[Any]) -> None:
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of --out.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/DATA-VARIANT]")
 def train(name: str, variant: str | None, device: str, resume: bool, out: Path | None, **options: Any) -> None:
-    """Train SimpleConvNet; writes result.json, epochs.csv and a checkpoint after every epoch."""
-    from jitconv import variants
+    """Train SimpleConvNet; writes result.json, epochs.csv and a checkpoint after every epoch.
+
+    Started by torchrun, its processes share every batch, and the first one writes.
+    """
+    from jitconv import distributed, variants
     from jitconv.train import Config, Epoch, Run
 
     chosen = variants.resolve(variant, device.partition(":")[0]).name
     config = Config(chosen, data=name, device=device, **options)
     folder = out or Path("runs") / f"{config.data}-{config.variant}"
     run = Run(config, folder, resume)
+    progress.quiet = distributed.rank() > 0
 
     def line(epoch: Epoch) -> str:
         accuracy = "" if epoch.accuracy is None else f", {epoch.accuracy:.2%} of test images right"
@@ -208,6 +212,8 @@ def train(name: str, variant: str | None, device: str, resume: bool, out: Path |
         kept = f"after epoch {len(run.epochs)}; --resume goes on from there" if run.epochs else "before the first epoch"
         progress.print(f"interrupted {kept}")
         sys.exit(INTERRUPTED)
+    if distributed.rank() > 0:
+        return
     if run.epochs:
         click.echo(
             f"{config.variant} on {config.data}: {line(run.epochs[-1])}; compiling {result['warmup_seconds']:.1f} s"

@@ -3,14 +3,20 @@
 NumPy arrays in give NumPy arrays out; torch tensors in give tensors out, differentiable. Every function checks its
 arguments (shapes.py), picks the variant (None: the best for the input's device) and runs the op (ops.py).
 Raises TypeError or ValueError naming the argument, its value and the rule.
+
+float16 and bfloat16 tensors are computed in float32 and the result is cast back to input's dtype. torch.autocast casts
+nothing (a float32 input gives a float32 result), but lets the three dtypes meet in one layer. Images (N, C, H, W) in
+channels_last give results in channels_last where torch's do. Forward-mode derivatives raise NotImplementedError.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch._prims_common import suggest_memory_format
 from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
 
 from jitconv import ops, shapes, variants
@@ -36,11 +42,12 @@ def conv2d(
     z[n, o, m, l] = b[o] + Σ_c Σ_i Σ_j x[n, c, m·s + i·d − p, l·s + j·d − p] · w[o, c, i, j]; see docs/equations.md.
     """
     geometry = shapes.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    chosen = _resolve(variant, input)
+    chosen = _resolve(variant, input, weight, bias)
     if chosen.whole:
         return _whole(chosen, "conv2d", input, weight, bias, stride, padding, dilation, groups)
     bias = _filled(weight, weight.shape[0], 0) if bias is None else bias
-    return _batched(input, lambda x: ops.conv2d(chosen, x, weight, bias, *geometry))
+    out = _batched(input, lambda x: ops.conv2d(chosen, x, weight, bias, *geometry))
+    return _as_channels_last(out) if _channels_last(input) or _channels_last(weight) else out
 
 
 def max_pool2d(
@@ -63,6 +70,8 @@ def max_pool2d(
     if chosen.whole:
         return _whole(chosen, "max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     out, indices = _batched(input, lambda x: ops.max_pool2d(chosen, x, *geometry))
+    if _channels_last(input):
+        out, indices = _as_channels_last(out), _as_channels_last(indices)
     return (out, indices) if return_indices else out
 
 
@@ -73,12 +82,12 @@ def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: str
     """
     first, last = shapes.flatten(input, start_dim, end_dim)
     chosen = _resolve(variant, input)
-    if chosen.whole:
-        return _whole(chosen, "flatten", input, start_dim, end_dim)
     merged = math.prod(input.shape[first : last + 1])
     shape = (*input.shape[:first], merged, *input.shape[last + 1 :])
     if "flatten" not in chosen.ops or first == last:
         return input.reshape(shape)
+    if chosen.whole:
+        return _whole(chosen, "flatten", input, start_dim, end_dim)
     image = input.shape if input.ndim == 4 and first == 1 and last == 3 else (1, 1, 1, math.prod(input.shape))
     return ops.flatten(chosen, input.reshape(image)).reshape(shape)
 
@@ -89,7 +98,7 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, variant: s
     z[n, j] = b[j] + Σ_i w[j, i] · x[n, i].
     """
     shapes.linear(input, weight, bias)
-    chosen = _resolve(variant, input)
+    chosen = _resolve(variant, input, weight, bias)
     if chosen.whole:
         return _whole(chosen, "linear", input, weight, bias)
     bias = _filled(weight, weight.shape[0], 0) if bias is None else bias
@@ -104,8 +113,12 @@ def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> 
     """Return max(0, input) elementwise, any shape; NaN stays NaN. With `inplace` the result is written into input."""
     shapes.arrays(input=input)
     chosen = _resolve(variant, input)
-    whole = chosen.whole
-    result = _whole(chosen, "relu", input) if whole else ops.relu(chosen, input.reshape(-1)).reshape(input.shape)
+    if chosen.whole:
+        result = _whole(chosen, "relu", input)
+    elif _channels_last(input):  # in the order of its memory, which the result then has too
+        result = ops.relu(chosen, input.movedim(1, -1)).movedim(-1, 1)
+    else:
+        result = ops.relu(chosen, input) if input.ndim else ops.relu(chosen, input.reshape(1)).reshape(())
     if not inplace:
         return result
     if isinstance(input, torch.Tensor):
@@ -158,7 +171,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         raise ValueError(f"reduction must be used, not size_average={size_average!r} or reduce={reduce!r}")
     by_index = shapes.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
-    chosen = _resolve(variant, input)
+    chosen = _resolve(variant, input, weight)
     if chosen.whole:
         options = (None, ignore_index, None, reduction, label_smoothing)
         try:
@@ -182,6 +195,12 @@ def cross_entropy(
     return _reduced(losses.reshape(target.shape), weights, reduction)
 
 
+SOFTMAX_FAMILY = (softmax, log_softmax, cross_entropy)
+LAYERS = {layer.__name__: layer for layer in (conv2d, max_pool2d, flatten, linear, relu, *SOFTMAX_FAMILY)}
+for _name in LAYERS:
+    torch.fx.wrap(_name)  # torch.fx.symbolic_trace records the call and looks no further
+
+
 def _soft_cross_entropy(
     variant: Variant, input: Array, target: Array, weight: Array, class_dim: int, reduction: str, smoothing: float
 ) -> Array:
@@ -198,10 +217,12 @@ def _reduced(losses: Array, weights: Array, reduction: str) -> Array:
     if reduction == "none":
         return losses
     total = losses.sum()
+    if isinstance(total, torch.Tensor):
+        return total / weights.sum() if reduction == "mean" else total
     if reduction == "mean":
         with np.errstate(invalid="ignore"):  # no sample at all has the mean NaN, as in torch
             total = total / weights.sum()
-    return total if isinstance(total, torch.Tensor) else np.asarray(total, losses.dtype)
+    return np.asarray(total, losses.dtype)
 
 
 def _along(
@@ -221,9 +242,50 @@ def _along(
     return op(chosen, input.reshape(before, classes, after)).reshape(input.shape)
 
 
-def _resolve(variant: str | None, input: Array) -> Variant:
-    device = input.device.type if isinstance(input, torch.Tensor) else "cpu"
-    return variants.resolve(variant, "cpu" if device == "meta" else device)
+def _resolve(variant: str | None, input: Array, *others: Array | None) -> Variant:
+    if not isinstance(input, torch.Tensor):
+        return variants.resolve(variant, "cpu")
+    device = input.device.type
+    chosen = variants.resolve(variant, "cpu" if device == "meta" else device)
+    half = any(tensor is not None and tensor.dtype in shapes.HALVES for tensor in (input, *others))
+    return _in_float32(chosen.name) if half and not chosen.whole else chosen
+
+
+def _in_float32(name: str) -> Variant:
+    """Return the variant for tensors in half precision: its layers compute in float32 and cast the result back.
+
+    The softmax family's results stay float32 under torch.autocast, where a loss may be scaled beyond float16.
+    """
+
+    def widened(layer: Callable[..., Any]) -> Callable[..., Any]:
+        def run(input: Array, *args: Any) -> Any:
+            args = tuple(_float32(a) for a in args)
+            results = layer(_float32(input), *args, variant=name)
+            if layer in SOFTMAX_FAMILY and torch.is_autocast_enabled(input.device.type):
+                return results
+            if isinstance(results, tuple):
+                return results[0].to(input.dtype), results[1]
+            return results.to(input.dtype)
+
+        return run
+
+    original = variants.get(name)
+    return replace(original, ops={name: widened(LAYERS[name]) for name in original.ops if name in LAYERS}, whole=True)
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in shapes.HALVES else value
+
+
+def _channels_last(x: Array) -> bool:
+    """Whether torch takes x for images (N, C, H, W) whose channels lie side by side in memory."""
+    if not isinstance(x, torch.Tensor) or x.ndim != 4 or x.stride(1) > x.stride(3):
+        return False
+    return suggest_memory_format(x) == torch.channels_last
+
+
+def _as_channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _whole(variant: Variant, layer: str, *args: Any) -> Array:

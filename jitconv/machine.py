@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cores": _cores(),
+        "cores": cores(),
         "cpu_features": [feature for feature in CPU_FEATURES if f"+{feature}" in simd.FEATURES],
         "numba_target": simd.TARGET,
         "vector_bits": simd.WIDTH * 8,
@@ -90,16 +90,15 @@ def problems() -> list[str]:
     found = []
     if compiling.cache_folder() is None:
         found.append("no folder for compiled code is writable, so every process compiles: set NUMBA_CACHE_DIR")
-    if torch.get_num_threads() > _cores():
-        found.append(
-            f"torch takes {torch.get_num_threads()} threads on {_cores()} cores: set OMP_NUM_THREADS={_cores()}"
-        )
-    if _load() > _cores() + 0.5:
+    if torch.get_num_threads() > cores():
+        found.append(f"torch takes {torch.get_num_threads()} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}")
+    if _load() > cores() + 0.5:
         found.append("other programs use the cores, so times will be far too long: wait until they are done")
     if importlib.util.find_spec("pytest_benchmark") is None or importlib.util.find_spec("altair") is None:
         found.append("the benchmarks and the report need more packages: pip install 'jitconv[study]'")
     return found
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,12 +1,15 @@
 """torch.nn's layers with another forward: `variant=` is their one new argument, all else is inherited."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from jitconv import functional as F
 from jitconv import variants
+from jitconv.shapes import FLOATS
 
 
 class _Layer(nn.Module):
@@ -106,11 +109,12 @@ LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = False) -> nn.Module:
+def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = False, report: bool = False) -> nn.Module:
     """Return the model with every torch.nn layer that jitconv has computed by `variant`; parameters stay shared.
 
     The module tree, names, hooks and state_dict stay what they were, and so does `model` itself unless `inplace`.
-    Subclasses of torch's layers are left alone, because their forward is their own. Raises TypeError or ValueError.
+    What jitconv would compute otherwise than the module does is left alone; `report` prints what was swapped, what
+    was left and why. Functions called in a forward are no modules, and stay torch's. Raises TypeError or ValueError.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -118,12 +122,50 @@ def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = Fal
     if not inplace:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         model = copy.deepcopy(model, shared)
-    for module in model.modules():
-        if type(module) in LAYERS:
-            module.__class__ = LAYERS[type(module)]
-        if isinstance(module, _Layer):
+    reasons = {name: _left_because(module) for name, module in model.named_modules()}
+    for name, module in model.named_modules():
+        if reasons[name] is None:
+            module.__class__ = LAYERS.get(type(module), type(module))
             module.variant = variant
+    if report:
+        print(_report(model, variant, reasons))
     return model
+
+
+def _left_because(module: nn.Module) -> str | None:
+    """Why a module stays as it is: None if it need not, "" for one that only holds others."""
+    kind = next((kind for kind in type(module).__mro__ if kind in LAYERS), None)
+    if kind is None:
+        return "" if any(module.children()) else "jitconv has no such layer"
+    if isinstance(module, LazyModuleMixin):
+        return "its shape is not known before its first call"
+    if type(module) not in (kind, LAYERS[kind]):
+        return f"a subclass of {kind.__name__}: its forward is its own"
+    if "forward" in vars(module) or "_conv_forward" in vars(module):
+        return "its forward was replaced"
+    dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
+    if not dtypes <= FLOATS:
+        return f"its weight is {next(iter(dtypes - FLOATS))}"
+    return None
+
+
+def _report(model: nn.Module, variant: str | None, reasons: dict[str, str | None]) -> str:
+    """A line for each kind of layer: how many, whether jitconv's or torch's, and where those are that were left."""
+    swapped: Counter[str] = Counter()
+    left: dict[tuple[str, str], list[str]] = {}
+    for name, module in model.named_modules():
+        kind, reason = type(module).__name__, reasons[name]
+        if reason is None:
+            swapped[kind] += 1
+        elif reason:
+            left.setdefault((kind, reason), []).append(name)
+    lines = [f"computed by {variant or 'the best variant for the device'}: {sum(swapped.values())} layers"]
+    lines += [f"  {count:4} {kind}" for kind, count in sorted(swapped.items())]
+    lines.append(f"left as they are: {sum(map(len, left.values()))} layers")
+    for (kind, reason), names in sorted(left.items()):
+        where = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+        lines.append(f"  {len(names):4} {kind}: {reason}" + f" ({where})" * bool(where))
+    return "\n".join(lines)
 
 
 def _known(variant: str | None) -> str | None:

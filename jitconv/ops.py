@@ -25,6 +25,7 @@ conv2d: Op = Op(
         "bias": lambda s, grad: conv2d_grad_bias(s.variant, grad),
     },
     saves="input weight",
+    batched="input",
 )
 conv2d_grad_input: Op = Op(
     "conv2d_grad_input(Tensor grad, Tensor weight, int[2] stride, int[2] padding, int[2] dilation,"
@@ -39,6 +40,7 @@ conv2d_grad_input: Op = Op(
         ),
     },
     saves="grad weight",
+    batched="grad",
 )
 conv2d_grad_weight: Op = Op(
     "conv2d_grad_weight(Tensor grad, Tensor input, int[2] stride, int[2] padding, int[2] dilation,"
@@ -68,6 +70,7 @@ max_pool2d: Op = Op(
         )
     },
     saves="indices",
+    batched="input",
 )
 max_pool2d_grad_input: Op = Op(
     "max_pool2d_grad_input(Tensor grad, Tensor indices, int[2] kernel_size, int[2] stride, int[2] padding,"
@@ -75,17 +78,20 @@ max_pool2d_grad_input: Op = Op(
     lambda grad, indices, kernel_size, stride, padding, dilation, size: [tuple(size)],
     {"grad": lambda s, g: g.flatten(2).gather(2, s.indices.flatten(2)).view_as(s.indices)},
     saves="indices",
+    batched="grad indices",
 )
 
 flatten: Op = Op(
     "flatten(Tensor input, str variant) -> Tensor",
     lambda input: [(input.shape[0], input.shape[1] * input.shape[2] * input.shape[3])],
     {"input": lambda s, grad: flatten_grad_input(s.variant, grad, s.shapes["input"])},
+    batched="input",
 )
 flatten_grad_input: Op = Op(
     "flatten_grad_input(Tensor grad, SymInt[4] size, str variant) -> Tensor",
     lambda grad, size: [tuple(size)],
     {"grad": lambda s, g: flatten(s.variant, g)},
+    batched="grad",
 )
 
 linear: Op = Op(
@@ -97,6 +103,7 @@ linear: Op = Op(
         "bias": lambda s, grad: linear_grad_bias(s.variant, grad),
     },
     saves="input weight",
+    batched="input",
 )
 linear_grad_input: Op = Op(
     "linear_grad_input(Tensor grad, Tensor weight, str variant) -> Tensor",
@@ -106,6 +113,7 @@ linear_grad_input: Op = Op(
         "weight": lambda s, g: linear_grad_weight(s.variant, s.grad, g),
     },
     saves="grad weight",
+    batched="grad",
 )
 linear_grad_weight: Op = Op(
     "linear_grad_weight(Tensor grad, Tensor input, str variant) -> Tensor",
@@ -127,6 +135,8 @@ relu: Op = Op(
     lambda input: [tuple(input.shape)],
     {"input": lambda s, grad: relu_grad_input(s.variant, grad, s.result)},
     saves="result",
+    batched="input",
+    flat=True,
 )
 relu_grad_input: Op = Op(
     "relu_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
@@ -136,6 +146,8 @@ relu_grad_input: Op = Op(
         "output": lambda s, g: g.new_zeros(g.shape),  # the slope is constant on either side of 0
     },
     saves="output",
+    batched="grad output",
+    flat=True,
 )
 
 softmax: Op = Op(
@@ -143,6 +155,7 @@ softmax: Op = Op(
     lambda input: [tuple(input.shape)],
     {"input": lambda s, grad: softmax_grad_input(s.variant, grad, s.result)},
     saves="result",
+    batched="input",
 )
 softmax_grad_input: Op = Op(
     "softmax_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
@@ -152,12 +165,14 @@ softmax_grad_input: Op = Op(
         "output": lambda s, g: g * (s.grad - (s.grad * s.output).sum(1, True)) - s.grad * (g * s.output).sum(1, True),
     },
     saves="grad output",
+    batched="grad output",
 )
 log_softmax: Op = Op(
     "log_softmax(Tensor input, str variant) -> Tensor",
     lambda input: [tuple(input.shape)],
     {"input": lambda s, grad: log_softmax_grad_input(s.variant, grad, s.result)},
     saves="result",
+    batched="input",
 )
 log_softmax_grad_input: Op = Op(
     "log_softmax_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
@@ -167,6 +182,7 @@ log_softmax_grad_input: Op = Op(
         "output": lambda s, g: -g * s.output.exp() * s.grad.sum(1, True),
     },
     saves="grad output",
+    batched="grad output",
 )
 
 
@@ -196,6 +212,7 @@ cross_entropy: Op = Op(
     lambda input, target, *_: [tuple(target.shape), tuple(target.shape), tuple(input.shape)],
     {"input": _cross_entropy_gradient},
     saves="input log_p target weight",
+    batched="input target",
     check=lambda input, target, weight, ignore_index, _: shapes.class_indices(target, input.shape[1], ignore_index),
 )
 cross_entropy_grad_input: Op = Op(
@@ -207,6 +224,7 @@ cross_entropy_grad_input: Op = Op(
         "log_p": lambda s, g: g * s.log_p.exp() * (s.grad * _pull(s))[:, None],
     },
     saves="grad log_p target weight",
+    batched="grad log_p target",
 )
 
 

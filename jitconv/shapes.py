@@ -12,7 +12,8 @@ import torch
 
 Pair = tuple[int, int]
 
-FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64), torch.float32, torch.float64})
+HALVES = frozenset({torch.float16, torch.bfloat16})  # of tensors, computed in float32
+FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64), torch.float32, torch.float64}) | HALVES
 INTEGERS = frozenset({np.dtype(np.int64), np.dtype(np.uint8), torch.int64, torch.uint8})
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -62,6 +63,7 @@ def pair(name: str, value: Any, least: int) -> Pair:
 def arrays(**named: Any) -> None:
     """Check that all arrays are NumPy's or all torch's, of one floating dtype and on one device; None is skipped.
 
+    Under torch.autocast, tensors of float32 and the half-precision dtypes may meet.
     Raises TypeError for the kind or the dtype, ValueError for the device.
     """
     (lead_name, lead), *rest = ((name, value) for name, value in named.items() if value is not None)
@@ -69,14 +71,23 @@ def arrays(**named: Any) -> None:
     if not isinstance(lead, kind):
         raise TypeError(f"{lead_name} must be a NumPy array or a torch tensor, got {type(lead).__name__}")
     if lead.dtype not in FLOATS:
-        raise TypeError(f"{lead_name} must be float32 or float64, got {lead.dtype}")
+        allowed = "float32, float64, float16 or bfloat16" if kind is torch.Tensor else "float32 or float64"
+        raise TypeError(f"{lead_name} must be {allowed}, got {lead.dtype}")
     for name, value in rest:
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__} as {lead_name} is, got {type(value).__name__}")
-        if value.dtype != lead.dtype:
+        if value.dtype != lead.dtype and not _may_meet(lead, value):
             raise TypeError(f"{name} must have {lead_name}'s dtype {lead.dtype}, got {value.dtype}")
         if kind is torch.Tensor and value.device != lead.device:
             raise ValueError(f"{name} must be on {lead_name}'s device {lead.device}, got {value.device}")
+
+
+def _may_meet(*arrays: Any) -> bool:
+    """Whether torch.autocast lets tensors of these dtypes into one layer."""
+    if not all(array.dtype == torch.float32 or array.dtype in HALVES for array in arrays):
+        return False
+    device = arrays[0].device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def shape_of(array: Any) -> tuple[int, ...]:

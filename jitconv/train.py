@@ -1,21 +1,22 @@
 """Training SimpleConvNet through a variant: epochs that are timed, checkpoints that lose at most one epoch."""
 
-import copy
 import csv
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jitconv import data, functional, machine, variants
+from jitconv import data, distributed, functional, machine, variants
 from jitconv.graph import CapturedStep
 from jitconv.model import SimpleConvNet
+from jitconv.warming import warmup
 
 FIRST_STEPS = 50  # losses of single steps that are kept, to lay the variants' curves over each other
 
@@ -25,7 +26,7 @@ class Config:
     """What a run is made of; equal configs but for `variant` see the same initial weights and the same batches.
 
     limit: train on the first so many images of each epoch only, and estimate the whole epoch's time from them.
-    threads: CPU cores, None for as many as torch takes.
+    threads: CPU cores of a process, None for as many as torch takes; of several processes, its share of the cores.
     graph: replay each step as one CUDA graph; the steps, and so the losses, are the same.
     """
 
@@ -80,9 +81,9 @@ class Run:
         self.config, self.folder = config, folder
         if not resume and self._checkpoint.exists():
             raise ValueError(f"folder must be a new one, or resume given, got {folder}, which holds an earlier run")
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        train, test = data.load(config.data, config.data_dir)
+        distributed.join(config.device, config.threads)
+        with distributed.first_alone():
+            train, test = data.load(config.data, config.data_dir)
         self.images, self.labels = (tensor.to(config.device) for tensor in train.tensors)
         self.test_images, self.test_labels = (tensor.to(config.device) for tensor in test.tensors)
 
@@ -90,12 +91,14 @@ class Run:
 
         torch.manual_seed(config.seed)
         self.model = SimpleConvNet(config.variant).to(config.device)
+        self.parallel = distributed.parallel(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=config.lr, momentum=config.momentum)
         self.epochs: list[Epoch] = []
         self.first_losses: list[float] = []
         self.warmup_seconds = 0.0
         self.take_step: Callable[[Tensor, Tensor], Tensor] = self.step
-        folder.mkdir(parents=True, exist_ok=True)
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._load()
 
@@ -112,35 +115,36 @@ class Run:
         return self._result()
 
     def _warm_up(self) -> float:
-        """Compile every kernel on a copy of the model, so that no epoch's time holds compiling; return the seconds.
-
-        With `graph`, record the step too.
-        """
+        """Compile every kernel, and record the step as a graph, outside the epochs' time; return the seconds."""
         if self.config.variant == "interpreted":
             return 0.0  # nothing to compile, and a single image takes it a minute
         start = time.perf_counter()
-        model = copy.deepcopy(self.model)
         images, labels = self.images[: self.config.batch_size], self.labels[: self.config.batch_size]
-        functional.cross_entropy(model(images), labels, variant=self.config.variant).backward()
+        loss = partial(functional.cross_entropy, target=labels, variant=self.config.variant)
+        warmup(self.model, images, loss, quiet=True)
         if self.config.graph:
             self.take_step = CapturedStep(self.step, self.model, self.optimizer, images, labels)
         self._synchronize()
         return time.perf_counter() - start
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images and labels of an epoch's batches, in an order that only the seed and the epoch decide."""
+        """Yield the images and labels of an epoch's batches, in an order that only the seed and the epoch decide.
+
+        Of several processes each gets its part of every batch.
+        """
         order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         chosen = torch.randperm(len(self.labels), generator=order)[: self.config.limit].to(self.config.device)
-        for indices in chosen.split(self.config.batch_size):
+        for indices in map(distributed.part, chosen.split(self.config.batch_size)):
             yield self.images[indices], self.labels[indices]
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Take one step of gradient descent and return the loss before it."""
         self.optimizer.zero_grad()
-        loss = functional.cross_entropy(self.model(images), labels, variant=self.config.variant)
-        loss.backward()
+        loss = functional.cross_entropy(self.parallel(images), labels, variant=self.config.variant)
+        share, loss = distributed.mean_loss(loss, len(labels))
+        share.backward()
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
     def _train_epoch(self, number: int, on_step: Callable[[int, int], None]) -> Epoch:
         total = min(len(self.labels), self.config.limit or len(self.labels))
@@ -149,8 +153,8 @@ class Run:
         start = time.perf_counter()
         for images, labels in self.batches(number):
             losses.append(self.take_step(images, labels))
-            sizes.append(len(labels))
-            done += len(labels)
+            sizes.append(min(self.config.batch_size, total - done))
+            done += sizes[-1]
             on_step(done, total)
         self._synchronize()
         seconds = (time.perf_counter() - start) * len(self.labels) / total
@@ -169,9 +173,10 @@ class Run:
     def accuracy(self) -> float:
         """Return the share of the test images that the model classifies right."""
         right = 0
-        for images, labels in zip(self.test_images.split(500), self.test_labels.split(500), strict=True):
+        batches = list(zip(self.test_images.split(500), self.test_labels.split(500), strict=True))
+        for images, labels in batches[distributed.rank() :: distributed.size()]:
             right += int((self.model(images).argmax(1) == labels).sum())
-        return right / len(self.test_labels)
+        return distributed.total(right, self.config.device) / len(self.test_labels)
 
     def _synchronize(self) -> None:
         if self.config.device.startswith("cuda"):
@@ -186,6 +191,7 @@ class Run:
             "kind": "jitconv-train",
             "config": asdict(self.config),
             "machine": self.machine,
+            "processes": distributed.size(),
             "images": len(self.labels),
             "warmup_seconds": self.warmup_seconds,
             "estimated": self.estimated,
@@ -194,6 +200,8 @@ class Run:
         }
 
     def _save(self) -> None:
+        if distributed.rank() > 0:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

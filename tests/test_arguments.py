@@ -100,7 +100,7 @@ def test_where_torch_raises_we_raise(
 
 
 def test_an_integer_layer_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"input must be float32 or float64, got torch\.int64"):
+    with pytest.raises(TypeError, match=r"input must be float32, float64, float16 or bfloat16, got torch\.int64"):
         F.relu(torch.arange(3))
     with pytest.raises(TypeError, match="input must be float32 or float64, got >f4"):
         F.relu(np.zeros(3, ">f4"))

@@ -99,6 +99,13 @@ def names() -> tuple[str, ...]:
 
 def get(name: str) -> Variant:
     """Return the variant called `name`; ValueError names those there are."""
+    _load(name)
+    return _loaded[name]
+
+
+@torch.compiler.assume_constant_result
+def _load(name: str) -> None:
+    """Import the variant's module at its first use; torch.compile runs this while it traces, and never looks inside."""
     if name not in _loaded:
         if name not in names():
             raise ValueError(f"variant must be one of {', '.join(names())}, got {name!r}")
@@ -107,7 +114,6 @@ def get(name: str) -> Variant:
                 raise ValueError(f"variant {name!r} cannot be loaded: {missing('cuda')}")
             module = importlib.import_module(f"{__name__}.{_BUILT_IN[name][0]}")
             _loaded.update({variant.name: variant for variant in module.VARIANTS})
-    return _loaded[name]
 
 
 def missing(device: str) -> str | None:

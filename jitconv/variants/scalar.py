@@ -15,7 +15,7 @@ import math
 
 from numba import prange  # plain range when interpreted
 
-BLOCK = 128  # terms of a dot product that are added up on their own
+BLOCK = 64  # terms of a dot product that are added up on their own
 
 
 def number(array, value):
@@ -107,6 +107,7 @@ def conv2d_grad_weight_at(grad, x, stride, padding, dilation, c_out, c_in, i, j)
     _, _, H, W = x.shape
     total = zero(grad)
     for n in range(N):
+        image = zero(grad)
         for row in range(H_out):
             m = row * stride[0] - padding[0] + i * dilation[0]
             if 0 <= m < H:
@@ -115,7 +116,8 @@ def conv2d_grad_weight_at(grad, x, stride, padding, dilation, c_out, c_in, i, j)
                     l = col * stride[1] - padding[1] + j * dilation[1]
                     if 0 <= l < W:
                         line = line + grad[n, c_out, row, col] * x[n, c_in, m, l]
-                total = total + line
+                image = image + line
+        total = total + image
     return total
 
 

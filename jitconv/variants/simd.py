@@ -125,6 +125,12 @@ class Code:
         upper = ir.Constant(number, [self.tile.lanes + i if i & bit else i + bit for i in numbers])
         return self.builder.shuffle_vector(a, b, lower), self.builder.shuffle_vector(a, b, upper)
 
+    def zipped(self, a, b):
+        """The lanes of `a` and `b` in turn, as two registers."""
+        number, lanes = ir.VectorType(INT, self.tile.lanes), self.tile.lanes
+        turns = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
+        return [self.builder.shuffle_vector(a, b, ir.Constant(number, part)) for part in (turns[:lanes], turns[lanes:])]
+
     def below(self, i, stop, count):
         """`count` if i < stop, else 0."""
         inside = self.builder.icmp_signed("<", ir.Constant(INDEX, i), stop)

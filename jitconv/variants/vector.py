@@ -16,6 +16,8 @@ from jitconv.variants import Variant
 Array = Any  # a NumPy array or, on a GPU, a torch tensor: both understand all that is done with them here
 Pair = tuple[int, int]
 
+SHORT_BLOCK, LONG_BLOCK, FEW_BLOCKS = 64, 128, 3  # terms of a sum: the errors of many blocks even out, of few do not
+
 
 def _library(array: Array) -> ModuleType:
     if isinstance(array, np.ndarray):
@@ -31,6 +33,19 @@ def _arange(like: Array, stop: int) -> Array:
 
 def _full(like: Array, shape: tuple[int, ...], value: float) -> Array:
     return np.full(shape, value, like.dtype) if isinstance(like, np.ndarray) else like.new_full(shape, value)
+
+
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Return a: (…, M, K) times b: (…, K, N), in `out` if given, a block of terms after the other.
+
+    A BLAS library may add up all terms in one chain, whose rounding error grows with its length.
+    """
+    K, product = a.shape[-1], _library(a).matmul
+    block = SHORT_BLOCK if K <= FEW_BLOCKS * LONG_BLOCK else LONG_BLOCK
+    total = product(a[..., :block], b[..., :block, :], out=out)
+    for k in range(block, K, block):
+        total += product(a[..., k : k + block], b[..., k : k + block, :])
+    return total
 
 
 # windows -------------------------------------------------------------------------------------------------
@@ -107,7 +122,7 @@ def conv2d(x: Array, weight: Array, bias: Array, stride: Pair, padding: Pair, di
     groups = x.shape[1] // weight.shape[1]
     columns = im2col(x, Windows(weight.shape[2:], stride, padding, dilation, (H_out, W_out)))
     z = out.reshape(N, groups, C_out // groups, H_out * W_out)
-    _library(x).matmul(_matrices(weight, groups), _grouped(columns, groups), out=z)
+    matmul(_matrices(weight, groups), _grouped(columns, groups), z)
     out += bias[:, None, None]
 
 
@@ -117,7 +132,7 @@ def conv2d_grad_input(grad: Array, weight: Array, stride: Pair, padding: Pair, d
     K_h, K_w = weight.shape[2:]
     groups = out.shape[1] // weight.shape[1]
     dz = grad.reshape(N, groups, C_out // groups, H_out * W_out)
-    columns = (_matrices(weight, groups).swapaxes(1, 2) @ dz).reshape(N, out.shape[1], K_h * K_w, H_out, W_out)
+    columns = matmul(_matrices(weight, groups).swapaxes(1, 2), dz).reshape(N, out.shape[1], K_h * K_w, H_out, W_out)
     col2im(columns, Windows((K_h, K_w), stride, padding, dilation, (H_out, W_out)), out)
 
 
@@ -127,7 +142,7 @@ def conv2d_grad_weight(grad: Array, x: Array, stride: Pair, padding: Pair, dilat
     groups = x.shape[1] // out.shape[1]
     columns = im2col(x, Windows(out.shape[2:], stride, padding, dilation, (H_out, W_out)))
     dz = grad.reshape(N, groups, C_out // groups, H_out * W_out)
-    terms = dz @ _grouped(columns, groups).swapaxes(2, 3)
+    terms = matmul(dz, _grouped(columns, groups).swapaxes(2, 3))
     out[...] = terms.sum(0).reshape(out.shape)
 
 
@@ -170,18 +185,18 @@ def max_pool2d_grad_input(
 
 def linear(x: Array, weight: Array, bias: Array, out: Array) -> None:
     """Z = X·Wᵀ + B"""
-    _library(x).matmul(x, weight.swapaxes(0, 1), out=out)
+    matmul(x, weight.swapaxes(0, 1), out)
     out += bias
 
 
 def linear_grad_input(grad: Array, weight: Array, out: Array) -> None:
     """∂X = ∂Z·W"""
-    _library(grad).matmul(grad, weight, out=out)
+    matmul(grad, weight, out)
 
 
 def linear_grad_weight(grad: Array, x: Array, out: Array) -> None:
     """∂W = ∂Zᵀ·X"""
-    _library(grad).matmul(grad.swapaxes(0, 1), x, out=out)
+    matmul(grad.swapaxes(0, 1), x, out)
 
 
 def linear_grad_bias(grad: Array, out: Array) -> None:

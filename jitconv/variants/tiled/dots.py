@@ -3,41 +3,69 @@
 Nothing is packed: every loaded register takes part in a row or a column of multiply-adds of a tile.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, dots, lanes, sums, zeros
 from jitconv.variants.tiled.product import inner
 
-DEPTH = 1440  # terms of a sum between two additions to C: the rows of a tile stay in the first-level cache
+DEPTH = 1440  # terms of a sum between two additions to C: the columns of a tile stay in the first-level cache,
+ROWS_AT_ONCE = 64  # and as many rows in the second-level one
+ONE_ROW = DOT_ROWS * DOT_COLUMNS  # columns of a tile that is all for one row
+
+
+class Runs(NamedTuple):
+    """Where the terms of a sum lie: `times` runs of `length`, in A and B each its own step apart."""
+
+    times: int
+    length: int
+    a_step: int
+    b_step: int
 
 
 @inner
-def _starts(offsets, first, count, out):
+def dot_products(a, rows_at, b, columns_at, runs, c, pitch):
+    """C[r, c] += Σ_n Σ_p a[rows_at[r] + n·a_step + p] · b[columns_at[c] + n·b_step + p] for the runs n and their p.
+
+    Row r of C begins at r · pitch of c.
+    """
+    for first in range(0, rows_at.shape[0], ROWS_AT_ONCE):
+        rows, part = rows_at[first : first + ROWS_AT_ONCE], c[first * pitch :]
+        for start in range(0, runs.length, DEPTH):
+            terms = start, min(start + DEPTH, runs.length)
+            if rows_at.shape[0] == 1:
+                _tiles(1, ONE_ROW, a, rows, b, columns_at, runs, terms, part, pitch)
+            else:
+                _tiles(DOT_ROWS, DOT_COLUMNS, a, rows, b, columns_at, runs, terms, part, pitch)
+
+
+@inner
+def _tiles(height, width, a, rows_at, b, columns_at, runs, terms, c, pitch):
+    """Add up the same `terms` of every run."""
+    R, C, step = rows_at.shape[0], columns_at.shape[0], lanes(a)
+    left, right = np.empty(height, np.int64), np.empty(width, np.int64)
+    totals = np.empty(height * width + step, a.dtype)
+    whole = terms[0] + (terms[1] - terms[0]) // step * step
+    for column in range(0, C, width):
+        _starts(columns_at, column, right)
+        for row in range(0, R, height):
+            _starts(rows_at, row, left)
+            tile = zeros(a, height, width)
+            for n in range(runs.times):
+                a_run, b_run = a[n * runs.a_step :], b[n * runs.b_step :]
+                for p in range(terms[0], whole, step):
+                    tile = dots(tile, a_run, left, b_run, right, p, None)
+                if whole < terms[1]:
+                    tile = dots(tile, a_run, left, b_run, right, whole, terms[1] - whole)
+            sums(tile, totals)
+            for r in range(min(height, R - row)):
+                for j in range(min(width, C - column)):
+                    c[(row + r) * pitch + column + j] += totals[r * width + j]
+
+
+@inner
+def _starts(offsets, first, out):
     """The offsets of a tile's rows; those that are missing repeat the last one, and are not used."""
-    for i in range(count):
+    for i in range(out.shape[0]):
         out[i] = offsets[min(first + i, offsets.shape[0] - 1)]
-
-
-@inner
-def dot_products(a, rows_at, b, columns_at, length, c, pitch):
-    """C[r, c] += Σ_p a[rows_at[r] + p] · b[columns_at[c] + p] for p < length; row r of C begins at r · pitch of c."""
-    step = lanes(a)
-    left, right = np.empty(DOT_ROWS, np.int64), np.empty(DOT_COLUMNS, np.int64)
-    totals = np.empty(DOT_ROWS * DOT_COLUMNS + step, a.dtype)
-    R, C = rows_at.shape[0], columns_at.shape[0]
-    for start in range(0, length, DEPTH):
-        stop = min(start + DEPTH, length)
-        whole = start + (stop - start) // step * step
-        for column in range(0, C, DOT_COLUMNS):
-            _starts(columns_at, column, DOT_COLUMNS, right)
-            for row in range(0, R, DOT_ROWS):
-                _starts(rows_at, row, DOT_ROWS, left)
-                tile = zeros(a, DOT_ROWS, DOT_COLUMNS)
-                for p in range(start, whole, step):
-                    tile = dots(tile, a, left, b, right, p, None)
-                if whole < stop:
-                    tile = dots(tile, a, left, b, right, whole, stop - whole)
-                sums(tile, totals)
-                for r in range(min(DOT_ROWS, R - row)):
-                    for j in range(min(DOT_COLUMNS, C - column)):
-                        c[(row + r) * pitch + column + j] += totals[r * DOT_COLUMNS + j]

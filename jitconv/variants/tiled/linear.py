@@ -4,10 +4,22 @@ import numpy as np
 from numba import prange
 
 from jitconv.variants.simd import VECTORS, lanes
-from jitconv.variants.tiled.dots import dot_products
-from jitconv.variants.tiled.product import NONE, ONE, Operand, Panels, Places, inner, pack, pack_turned, product, share
+from jitconv.variants.tiled.dots import Runs, dot_products
+from jitconv.variants.tiled.product import (
+    NONE,
+    ONE,
+    Operand,
+    Panels,
+    Places,
+    Target,
+    inner,
+    pack,
+    pack_turned,
+    product,
+    share,
+)
 
-FEW_IMAGES = 32  # up to here, reading the weights is all the work, and sums across registers read them as they lie
+FEW_IMAGES = 128  # up to here, turning the weights costs more than sums across registers, which read them as they lie
 
 
 @inner
@@ -19,25 +31,24 @@ def rows_of(matrix):
 @inner
 def operand(matrix, turned):
     """A C-contiguous matrix, read by rows or, turned, by columns."""
-    return Operand(matrix.reshape(-1), rows_of(matrix), Places(matrix.shape[1], 1, 0, matrix.shape[1]), turned)
+    return Operand(matrix.reshape(-1), rows_of(matrix), Places(matrix.shape[1], matrix.shape[1]), turned)
 
 
 @inner
-def multiply(worker, workers, panels, M, b, columns, turned, c, added):
-    """The worker's columns of C: (M, columns) (+)= A · B; b: (K, columns), or turned, (columns, K)."""
-    first, last = share(columns, worker, workers, VECTORS * lanes(c))
-    K = b.shape[1] if turned == 1 else b.shape[0]
-    product(Panels(panels, M, K), (NONE, M), operand(b, turned), (first, last), c.reshape(-1)[first:], columns, added)
+def multiply(worker, workers, panels, b, turned, c, start):
+    """The worker's columns of C: (M, N) = start + A · B, or C += A · B; b: (K, N), or turned, (N, K)."""
+    (M, N), K = c.shape, b.shape[1] if turned == 1 else b.shape[0]
+    target = Target(c.reshape(-1), N, Places(N, N))
+    part = share(N, worker, workers, VECTORS * lanes(c))
+    product(Panels(panels, M, K), (NONE, M), operand(b, turned), part, target, start)
 
 
 @inner
 def _few_images(x, weight, out, first):
     """z[n, j] += Σ_i w[j, i] · x[n, i] for some j, from the first on."""
     if weight.shape[0] > 0:
-        rows = rows_of(x), rows_of(weight)
-        dot_products(
-            x.reshape(-1), rows[0], weight.reshape(-1), rows[1], x.shape[1], out.reshape(-1)[first:], out.shape[1]
-        )
+        runs, c = Runs(1, x.shape[1], 0, 0), out.reshape(-1)[first:]
+        dot_products(x.reshape(-1), rows_of(x), weight.reshape(-1), rows_of(weight), runs, c, out.shape[1])
 
 
 def linear(workers, x, weight, bias, out):
@@ -50,22 +61,20 @@ def linear(workers, x, weight, bias, out):
             first, last = share(O, worker, workers, 1)
             _few_images(x, weight[first:last], out, first)
     else:
-        panels = pack(x, 1)
+        panels, nothing = pack(x, 1), np.empty(0, out.dtype)
         for worker in prange(workers):
-            multiply(worker, workers, panels, N, weight, O, ONE, out, ONE)
+            multiply(worker, workers, panels, weight, ONE, out, nothing)
 
 
 def linear_grad_input(workers, grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
-    N, I = out.shape
-    panels = pack(grad, 1)
+    panels, start = pack(grad, 1), np.zeros(grad.shape[0], out.dtype)
     for worker in prange(workers):
-        multiply(worker, workers, panels, N, weight, I, NONE, out, NONE)
+        multiply(worker, workers, panels, weight, NONE, out, start)
 
 
 def linear_grad_weight(workers, grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
-    O, I = out.shape
-    panels = pack_turned(grad)
+    panels, start = pack_turned(grad), np.zeros(grad.shape[1], out.dtype)
     for worker in prange(workers):
-        multiply(worker, workers, panels, O, x, I, NONE, out, NONE)
+        multiply(worker, workers, panels, x, NONE, out, start)

@@ -1,6 +1,6 @@
-"""max_pool2d: windows of 2×2 that do not overlap as vector maxima, and the gradient of windows that do not overlap.
+"""max_pool2d: windows of 2×2 side by side on vector registers, and the gradient of windows that do not overlap.
 
-Both are bound by reading the input once. Other windows are left to the plain loops.
+All are bound by memory, which they pass through once. Other windows are left to the plain loops.
 """
 
 from llvmlite import ir
@@ -8,7 +8,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from jitconv.variants.simd import INDEX, INT, Code, Tile, lanes
-from jitconv.variants.tiled.product import inner
+from jitconv.variants.tiled.product import clear, inner
 
 
 @intrinsic
@@ -58,6 +58,47 @@ def max_2x2(typing, x, i, W, first, out, o, indices, n):
     return types.void(x, types.intp, types.intp, types.intp, out, types.intp, indices, types.intp), code
 
 
+@intrinsic
+def spread_2x2(typing, grad, indices, o, n, W, first, out, i):
+    """out[i + 2v], out[i + 2v + 1] and the two below: grad[o + v] where indices[o + v] says it came from, else 0.
+
+    W is the width of a line, `first` the index of out[i] in its plane; v < n.
+    """
+    tile = Tile(grad.dtype, 1, 1)
+
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        grad_value, indices_value, o_value, n_value, W_value, first_value, out_value, i_value = args
+        lanes, count = tile.lanes, builder.mul(n_value, ir.Constant(INDEX, 2))
+        where, zero = ir.VectorType(INDEX, lanes), ir.Constant(tile.vector, None)
+        value = emit.load(emit.at(grad, grad_value, o_value), n_value)
+        pointer = builder.bitcast(emit.at(indices, indices_value, o_value), where.as_pointer())
+        place = emit.call(
+            f"llvm.masked.load.v{lanes}i64.p0", where,
+            pointer, ir.Constant(INT, 8), emit.mask(n_value, 0), ir.Constant(where, None),
+        )  # fmt: skip
+        from_left = builder.sub(place, ir.Constant(where, list(range(0, 2 * lanes, 2))))
+        for start, index in (
+            (i_value, first_value),
+            (builder.add(i_value, W_value), builder.add(first_value, W_value)),
+        ):
+            left, right = (
+                builder.select(
+                    builder.icmp_signed("==", from_left, emit.repeated(builder.add(index, ir.Constant(INDEX, odd)))),
+                    value,
+                    zero,
+                )
+                for odd in (0, 1)
+            )
+            for k, half in enumerate(emit.zipped(left, right)):
+                first_lane = k * lanes
+                address = emit.at(out, out_value, start, ir.Constant(INDEX, first_lane))
+                emit.store(half, address, count, first_lane)
+        return context.get_dummy_value()
+
+    return types.void(grad, indices, types.intp, types.intp, types.intp, types.intp, out, types.intp), code
+
+
 def max_pool2d(workers, x, kernel_size, stride, padding, dilation, out, indices):
     """z[n, c, row, col] = max over the window, and its index; False for windows other than 2×2 side by side."""
     if kernel_size != (2, 2) or stride != (2, 2) or padding != (0, 0) or dilation != (1, 1):
@@ -88,10 +129,31 @@ def max_pool2d_grad_input(workers, grad, indices, kernel_size, stride, padding, 
     """∂x = ∂z where the window's maximum was, 0 elsewhere; False for windows that may share one."""
     if (kernel_size[0] - 1) * dilation[0] >= stride[0] or (kernel_size[1] - 1) * dilation[1] >= stride[1]:
         return False
-    planes = out.shape[0] * out.shape[1]
+    planes, (H, W), (H_out, W_out) = out.shape[0] * out.shape[1], out.shape[2:], grad.shape[2:]
+    side_by_side = kernel_size == (2, 2) and stride == (2, 2) and padding == (0, 0) and dilation == (1, 1)
+    whole = side_by_side and 2 * H_out <= H and 2 * W_out <= W
     for worker in prange(workers):
-        _give_back(worker * planes // workers, (worker + 1) * planes // workers, grad, indices, out)
+        begin, end = worker * planes // workers, (worker + 1) * planes // workers
+        if whole:
+            _spread_windows(begin, end, grad, indices, out)
+        else:
+            _give_back(begin, end, grad, indices, out)
     return True
+
+
+@inner
+def _spread_windows(begin, end, grad, indices, out):
+    """Write every line of windows whole, and zeros to the line and the column that no window reaches."""
+    (H, W), (H_out, W_out) = out.shape[2:], grad.shape[2:]
+    source, places, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
+    for plane in range(begin, end):
+        for row in range(H_out):
+            i, o = (plane * H + 2 * row) * W, (plane * H_out + row) * W_out
+            for col in range(0, W_out, lanes(grad)):
+                spread_2x2(source, places, o + col, W_out - col, W, 2 * row * W + 2 * col, target, i + 2 * col)
+            clear(target, i + 2 * W_out, i + W)
+            clear(target, i + W + 2 * W_out, i + 2 * W)
+        clear(target, (plane * H + 2 * H_out) * W, (plane + 1) * H * W)
 
 
 @inner

@@ -1,8 +1,9 @@
-"""The matrix product that every tiled layer stands on: C += A · B, a register tile of C at a time.
+"""The matrix product that every tiled layer stands on: C = A · B, a register tile of C at a time.
 
 A: (M, K) is packed once into panels of a few rows, each column of a panel side by side, as `outer` reads them.
 B: (K, N) is read where it lies, rows or columns of a matrix or shifted images, and copied in strips as wide as a tile
-(a convolution's columns never exist beyond that). A strip stays in the first-level cache while all of A passes over it.
+(a convolution's columns never exist beyond that). Strips stay in the second-level cache while all of A passes over
+them, and a panel's part of C in the first while a chunk of the sum is added up.
 """
 
 from functools import partial
@@ -14,17 +15,19 @@ from numba import literal_unroll
 from jitconv.variants.compiling import njit
 from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, put, turn, zeros
 
-DEPTH = 128  # terms of a sum that are added up on their own: it bounds the rounding error
-WIDTH = 128  # columns of C that are finished before the next ones: they stay in the second-level cache
+SHORT_BLOCK, LONG_BLOCK = 64, 128  # terms of a sum that are added up on their own: it bounds the rounding error,
+FEW_BLOCKS = 3  # which evens out over more blocks than these
+CHUNK = 512  # terms of a sum, whole blocks, after which C is written
+WIDTH = 128  # columns of C that are finished before the next ones
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
-FEW_ROWS = 32  # of A, up to which a strip is used too little to be worth its copy
+FEW_ROWS = 128  # of A, up to which a strip is used too little to be worth its copy
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
 
 inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
 
 
 class Panels(NamedTuple):
-    """What `pack` made of a matrix, (M, K): for each DEPTH of columns all panels, the highest ones first."""
+    """What `pack` made of a matrix, (M, K): for each block of columns all panels, the highest ones first."""
 
     numbers: Any
     M: int
@@ -32,12 +35,10 @@ class Panels(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the pixels of some images lie: pixel j of image n, line row, column col at n·size + row·pitch + col."""
+    """Where the columns of B or C lie in a row: run after run of `width` numbers, `apart` from each other."""
 
     width: int
-    lines: int
-    pitch: int
-    size: int
+    apart: int
 
 
 class Operand(NamedTuple):
@@ -47,6 +48,20 @@ class Operand(NamedTuple):
     offsets: Any
     places: Places
     turned: int
+
+
+class Target(NamedTuple):
+    """C[m, j] = numbers[m · pitch + the place of j]."""
+
+    numbers: Any
+    pitch: int
+    places: Places
+
+
+@inner
+def block_of(K):
+    """How many terms of a sum of K are added up on their own."""
+    return SHORT_BLOCK if K <= FEW_BLOCKS * LONG_BLOCK else LONG_BLOCK
 
 
 @inner
@@ -63,10 +78,11 @@ def panel_height(rows):
 def pack(matrix, groups):
     """A C-contiguous matrix, (groups · M, K), as panels of each group's M rows."""
     M, K = matrix.shape[0] // groups, matrix.shape[1]
-    step, flat, numbers, at = lanes(matrix), matrix.reshape(-1), np.empty(matrix.size, matrix.dtype), 0
+    step, block, flat = lanes(matrix), block_of(K), matrix.reshape(-1)
+    numbers, at = np.empty(matrix.size, matrix.dtype), 0
     for g in range(groups):
-        for k in range(0, K, DEPTH):
-            depth, m, last = min(DEPTH, K - k), g * M, (g + 1) * M
+        for k in range(0, K, block):
+            depth, m, last = min(block, K - k), g * M, (g + 1) * M
             while m < last:
                 height = panel_height(last - m)
                 for r in range(0, height, step):
@@ -81,19 +97,20 @@ def pack(matrix, groups):
 def pack_turned(matrix):
     """The columns of a C-contiguous matrix, (K, M), as the rows of panels."""
     K, M = matrix.shape
-    flat, numbers, at = matrix.reshape(-1), np.empty(matrix.size, matrix.dtype), 0
-    for k in range(0, K, DEPTH):
+    block, flat = block_of(K), matrix.reshape(-1)
+    numbers, at = np.empty(matrix.size, matrix.dtype), 0
+    for k in range(0, K, block):
         m = 0
         while m < M:
             height = panel_height(M - m)
-            for t in range(k, min(k + DEPTH, K)):
+            for t in range(k, min(k + block, K)):
                 copy(flat, t * M + m, numbers, at, height)
                 at += height
             m += height
     return numbers
 
 
-@inner
+@partial(inner, forceinline=True)
 def copy(source, i, target, j, count):
     """target[j + v] = source[i + v] for v < count."""
     step = lanes(source)
@@ -102,6 +119,13 @@ def copy(source, i, target, j, count):
         move(source, i + v, target, j + v, None)
     if whole < count:
         move(source, i + whole, target, j + whole, count - whole)
+
+
+@inner
+def clear(target, start, stop):
+    """target[start : stop] = 0"""
+    for i in range(start, stop):
+        target[i] = 0
 
 
 @inner
@@ -121,81 +145,96 @@ def finite(array):
 
 
 @inner
-def product(panels, m_range, b, columns, c, pitch, added):
-    """C[m, j] (+)= Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
+def product(panels, m_range, b, columns, c, start):
+    """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
 
-    C[m, j] is c[m · pitch + j − columns[0]]; what is there is overwritten if `added` is 0.
+    If `start` is empty, the sums are added to what C holds. Where A has more rows than FEW_ROWS, C must be one run.
     """
     if columns[0] >= columns[1]:
         return
-    in_place = panels.M <= FEW_ROWS and panels.K > 0 and _may_be_read(b, columns[1] - 1, VECTORS * lanes(c))
-    strips, strip_rows = np.empty(0 if in_place else DEPTH * WIDTH, c.dtype), np.arange(DEPTH) * VECTORS * lanes(c)
-    spare, tiles = np.empty(DEPTH * VECTORS * lanes(c), c.dtype), np.empty((WIDTH, 3), np.int64)
-    for start in range(columns[0], columns[1], WIDTH):
-        stop = min(start + WIDTH, columns[1])
-        count = _divide(b.places, in_place, start, stop, VECTORS * lanes(c), tiles)
-        tiles[:count, 1] -= columns[0]
-        for k in range(0, max(panels.K, 1), DEPTH):  # once even for an empty sum, which is 0
-            depth = min(DEPTH, panels.K - k)
-            numbers, rows, block = b.numbers, b.offsets[k : k + depth], panels.numbers[k * panels.M :]
+    step = VECTORS * lanes(c.numbers)
+    in_place = panels.M <= FEW_ROWS and panels.K > 0 and _may_be_read(b, columns[1] - 1, step)
+    strips, strip_rows = np.empty(0 if in_place else CHUNK * WIDTH, start.dtype), np.arange(CHUNK) * step
+    spare, tiles = np.empty(LONG_BLOCK * step, start.dtype), np.empty((WIDTH, 3), np.int64)
+    begin = start, np.ones(step, start.dtype)
+    for first in range(columns[0], columns[1], WIDTH):
+        stop = min(first + WIDTH, columns[1])
+        count = _divide(b.places, c.places, in_place, first, stop, step, tiles)
+        for k in range(0, max(panels.K, 1), CHUNK):  # once even for an empty sum, which is 0
+            terms = k, min(k + CHUNK, panels.K)
+            numbers, rows = b.numbers, b.offsets[terms[0] : terms[1]]
             if not in_place:
-                _copy_strips(b, k, depth, start, stop, strips, spare)
-                numbers, rows = strips, strip_rows[:depth]
+                _copy_strips(b, terms, (first, stop), strips, spare)
+                numbers, rows = strips, strip_rows[: terms[1] - terms[0]]
             m = m_range[0]
             while m < m_range[1]:  # the panels of one height together
                 height = panel_height(panels.M - m)
                 last = min(m_range[1], m + (panels.M - m) // height * height)
-                _tiles_of_height(height, block, (m, last), numbers, rows, tiles[:count], c, (pitch, added + k))
+                _tiles_of_height(height, panels, (m, last), terms, numbers, rows, tiles[:count], c, begin)
                 m = last
 
 
 @inner
 def _may_be_read(b, j, step):
     """Whether a row of B can be read where it lies, even the whole tile in which column j lies."""
-    start = j - j % b.places.width % step
-    return b.turned == 0 and place_of(start, b.places) + b.offsets.max() + step <= b.numbers.shape[0]
+    begin = j - j % b.places.width % step
+    return b.turned == 0 and place_of(begin, b.places) + b.offsets.max() + step <= b.numbers.shape[0]
 
 
 @inner
-def _divide(places, in_place, start, stop, step, tiles):
-    """Fill a table of tiles: where each begins in a row of B, or among the strips, its first column, and its width."""
-    count, j = 0, start
+def _divide(b_places, c_places, in_place, first, stop, step, tiles):
+    """Fill a table of tiles: where each begins in a row of B, or among the strips, and of C, and its width."""
+    count, j = 0, first
     while j < stop:
-        width, at = min(step, stop - j), count * DEPTH * step
+        width, at = min(step, stop - j), count * CHUNK * step
         if in_place:
-            width, at = min(width, places.width - j % places.width), place_of(j, places)
-        tiles[count, 0], tiles[count, 1], tiles[count, 2] = at, j, width
+            width, at = min(width, b_places.width - j % b_places.width), place_of(j, b_places)
+        tiles[count, 0], tiles[count, 1], tiles[count, 2] = at, place_of(j, c_places), width
         count, j = count + 1, j + width
     return count
 
 
 @inner
-def _copy_strips(b, k, depth, start, stop, strips, spare):
+def _copy_strips(b, terms, columns, strips, spare):
+    """Copy the rows of B that `terms` names, in some columns, strip by strip, each row of a strip side by side."""
     step = VECTORS * lanes(strips)
-    for j in range(start, stop, step):
-        width, strip = min(step, stop - j), strips[(j - start) * DEPTH :]
-        if b.turned == 0:
-            _gather(b.numbers, b.offsets[k : k + depth], b.places, j, width, strip, step)
-        else:
-            _gather(b.numbers, b.offsets[j : j + width], b.places, k, depth, spare, DEPTH)
-            _turn_strip(spare, depth, width, strip)
+    if b.turned == 0:
+        pieces = np.empty((columns[1] - columns[0], 3), np.int64)
+        count = _pieces(b.places, columns, step, CHUNK * step, pieces)
+        _gather(b.numbers, b.offsets[terms[0] : terms[1]], pieces[:count], strips, step)
+        return
+    for j in range(columns[0], columns[1], step):
+        strip, offsets = strips[(j - columns[0]) * CHUNK :], b.offsets[j : min(j + step, columns[1])]
+        for k in range(terms[0], terms[1], LONG_BLOCK):
+            depth, pieces = min(LONG_BLOCK, terms[1] - k), np.empty((LONG_BLOCK, 3), np.int64)
+            count = _pieces(b.places, (k, k + depth), LONG_BLOCK, 0, pieces)
+            _gather(b.numbers, offsets, pieces[:count], spare, LONG_BLOCK)
+            _turn_strip(spare, depth, offsets.size, strip[(k - terms[0]) * step :])
+
+
+@inner
+def _pieces(places, columns, step, apart, table):
+    """Fill a table of runs within strips of `step` columns: the place of each, that in the strips, and its length."""
+    count, j = 0, columns[0]
+    while j < columns[1]:
+        strip, col = divmod(j - columns[0], step)
+        run = min(step - col, columns[1] - j, places.width - j % places.width)
+        table[count, 0], table[count, 1], table[count, 2] = place_of(j, places), strip * apart + col, run
+        count, j = count + 1, j + run
+    return count
 
 
 @inner
 def place_of(j, places):
-    line, col = j // places.width, j % places.width
-    return line // places.lines * places.size + line % places.lines * places.pitch + col
+    return j // places.width * places.apart + j % places.width
 
 
 @inner
-def _gather(numbers, offsets, places, first, count, strip, pitch):
-    """strip[r · pitch + i] = numbers[offsets[r] + the place of first + i] for i < count, line by line of the images."""
-    done = 0
-    while done < count:
-        place, run = place_of(first + done, places), min(count - done, places.width - (first + done) % places.width)
-        for r in range(offsets.shape[0]):
-            copy(numbers, offsets[r] + place, strip, r * pitch + done, run)
-        done += run
+def _gather(numbers, offsets, pieces, strips, pitch):
+    """strips[r · pitch + place in the strips + i] = numbers[offsets[r] + place + i] for the i of every piece."""
+    for r in range(offsets.shape[0]):
+        for piece in range(pieces.shape[0]):
+            copy(numbers, offsets[r] + pieces[piece, 0], strips, r * pitch + pieces[piece, 1], pieces[piece, 2])
 
 
 @inner
@@ -205,28 +244,31 @@ def _turn_strip(columns, depth, width, strip):
     for v in range(0, width, lane):
         for t in range(0, depth, lane):
             rows = min(lane, width - v)
-            turn(columns, v * DEPTH + t, DEPTH, strip, t * step + v, step, rows, min(lane, depth - t))
+            turn(columns, v * LONG_BLOCK + t, LONG_BLOCK, strip, t * step + v, step, rows, min(lane, depth - t))
 
 
 @inner
-def _tiles_of_height(rows, block, m_range, b, b_rows, tiles, c, way):
+def _tiles_of_height(rows, panels, m_range, terms, b, b_rows, tiles, c, begin):
     for height in literal_unroll(HEIGHTS):  # each height is code of its own
         if height == rows:
-            _tiles(height, block, m_range, b, b_rows, tiles, c, way)
+            _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, begin)
 
 
 @inner
-def _tiles(height, block, m_range, b, b_rows, tiles, c, way):
-    """c[m · pitch + j …] (+)= Σ_k A[m, k] · b[b_rows[k] + start …] for the m of panels of one height, in some tiles."""
-    depth, (pitch, added) = b_rows.shape[0], way
+def _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, begin):
+    """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the m of panels of one height, in some tiles."""
+    (start, ones), block = begin, block_of(panels.K)
     for m in range(m_range[0], m_range[1], height):
-        for s in range(tiles.shape[0]):
-            start, j, width = tiles[s, 0], tiles[s, 1], tiles[s, 2]
-            tile, i = zeros(c, height, VECTORS), m * pitch + j
-            fetch(tile, c, i, pitch)
-            for k in range(depth):
-                tile = outer(tile, block, m * depth + k * height, b, b_rows[k] + start, None)
-            if added == 0:
-                put(tile, c, i, pitch, width)
-            else:
-                add(tile, c, i, pitch, width)
+        for k in range(terms[0], max(terms[1], terms[0] + 1), block):
+            depth = min(block, terms[1] - k)
+            a, rows = panels.numbers[k * panels.M + m * depth :], b_rows[k - terms[0] :]
+            for s in range(tiles.shape[0]):
+                at, j, width = tiles[s, 0], tiles[s, 1], tiles[s, 2]
+                tile, i = zeros(c.numbers, height, VECTORS), m * c.pitch + j
+                fetch(tile, c.numbers, i, c.pitch)
+                for q in range(depth):
+                    tile = outer(tile, a, q * height, b, rows[q] + at, None)
+                if k == 0 and start.size > 0:
+                    put(outer(tile, start, m, ones, 0, None), c.numbers, i, c.pitch, width)
+                else:
+                    add(tile, c.numbers, i, c.pitch, width)

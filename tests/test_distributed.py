@@ -1,0 +1,91 @@
+"""Two processes that share every batch take the steps of one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jitconv import distributed, machine
+from jitconv.train import Config, Run
+
+OPTIONS = {
+    "variant": "jit-tiled",
+    "epochs": 2,
+    "batch_size": 501,
+}  # parts of 251 and 250 images, 243 and 242 at the end
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    options = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    done = torchrun("-m", "jitconv", "train", *options, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("epoch 1:") == 1, "one process prints"
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "two" / "result.json")
+
+    before = torch.get_num_threads()
+    single = Run(Config(**OPTIONS, threads=1), tmp_path / "one")  # type: ignore[arg-type]
+    single.run(lambda *_: None, lambda *_: None)
+    torch.set_num_threads(before)
+
+    found = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert found["processes"] == 2
+    assert found["first_losses"] == pytest.approx(single.first_losses, rel=1e-4)
+    for epoch, expected in zip(found["epochs"], single.epochs, strict=True):
+        assert epoch["loss"] == pytest.approx(expected.loss, rel=1e-4)
+        assert epoch["accuracy"] == pytest.approx(expected.accuracy, abs=2e-3)
+    weights = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["model"]
+    torch.testing.assert_close(weights, dict(single.model.state_dict()), rtol=1e-3, atol=1e-4)
+
+
+SCRIPT = """
+import torch, jitconv
+from torch import nn
+from jitconv import distributed
+
+distributed.join("cpu")
+rank, size = distributed.rank(), distributed.size()
+torch.manual_seed(0)
+model = nn.Sequential(
+    nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+)
+model = jitconv.nn.convert(model)
+model = torch.compile(nn.parallel.DistributedDataParallel(model), backend="aot_eager")
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(3):
+    optimizer.zero_grad()
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    loss = nn.functional.cross_entropy(model(distributed.part(images)), distributed.part(labels))
+    loss.backward()
+    optimizer.step()
+weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+everywhere = [torch.empty_like(weights) for _ in range(size)]
+torch.distributed.all_gather(everywhere, weights)
+assert torch.equal(*everywhere)
+print("cores", torch.get_num_threads(), "parts", len(distributed.part(torch.arange(3))))
+"""
+
+
+def test_a_converted_compiled_model_in_ddp_on_its_share_of_the_cores(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = torchrun(str(script))
+    assert done.returncode == 0, done.stderr
+    share = max(1, machine.cores() // 2)
+    assert sorted(done.stdout.splitlines()) == [f"cores {share} parts {n}" for n in (1, 2)]
+
+
+def test_one_process_needs_no_others() -> None:
+    loss = torch.tensor(2.0, requires_grad=True)
+    mine, mean = distributed.mean_loss(loss, 3)
+    assert mine is loss
+    assert mean == 2
+    assert (distributed.rank(), distributed.size(), distributed.total(5, "cpu")) == (0, 1, 5)
+    assert distributed.part(torch.arange(3)).tolist() == [0, 1, 2]
