@@ -94,7 +94,7 @@ def test_training_with_captured_steps_is_training(name: str, tmp_path: Path) -> 
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_code_is_not_loaded_during_a_capture(variant: str) -> None:
+def test_code_is_not_loaded_during_a_capture() -> None:
     kernel = Kernel(lambda x, out: None)
     x = torch.ones(3, device="cuda")
     with pytest.raises(RuntimeError, match="before a CUDA graph is captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
