@@ -82,6 +82,10 @@ class Run:
         if not resume and self._checkpoint.exists():
             raise ValueError(f"folder must be a new one, or resume given, got {folder}, which holds an earlier run")
         distributed.join(config.device, config.threads)
+        if config.graph and distributed.size() > 1:
+            raise ValueError(
+                f"graph needs a single process, got {distributed.size()}: they exchange gradients in a step"
+            )
         with distributed.first_alone():
             train, test = data.load(config.data, config.data_dir)
         self.images, self.labels = (tensor.to(config.device) for tensor in train.tensors)

@@ -27,3 +27,20 @@ def test_what_is_missing_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(variants, "_loaded", {})
     with pytest.raises(ValueError, match=r"numba-cuda is not installed: pip install 'jitconv\[cuda\]'"):
         nn.ReLU(variant=name)
+
+
+def test_the_cpu_never_needs_cuda() -> None:
+    code = """
+import sys, torch, jitconv
+model = jitconv.SimpleConvNet("vector")
+loss = jitconv.functional.cross_entropy(model(torch.randn(2, 1, 28, 28)), torch.arange(2), variant="jit")
+loss.backward()
+try:
+    jitconv.functional.relu(torch.ones(3), variant="cuda-tiled")
+except ValueError as error:
+    print("cuda-tiled" in str(error))
+jitconv.available()
+print([name for name in sys.modules if name.startswith(("numba.cuda", "numba_cuda"))])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["True", "[]"], done.stderr

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jitconv import SimpleConvNet, functional
+from jitconv import SimpleConvNet, distributed, functional
 from jitconv.graph import CapturedStep, Work
 from jitconv.train import Config, Run
 
@@ -63,3 +63,12 @@ def test_inputs_are_read_when_a_step_is_taken() -> None:
 def test_a_graph_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="graph needs a CUDA device, got device 'cpu'"):
         Run(Config("torch", graph=True), tmp_path)
+
+
+def test_a_graph_needs_a_single_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config("torch")
+    object.__setattr__(config, "graph", True)  # as if the device were a GPU
+    monkeypatch.setattr(distributed, "join", lambda device, threads: None)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(ValueError, match="graph needs a single process, got 2"):
+        Run(config, tmp_path)

@@ -155,7 +155,7 @@ def conv2d_grad_bias(grad, out):
 #   jit           the window's comparisons become a few instructions
 #   jit-tiled     2×2 windows as vector maxima: bound by reading the input once
 #   vector        the same windows as strided views, one maximum a tap
-#   cuda          one thread a window; bound by memory traffic
+#   cuda          one thread a window; cuda-tiled with the window's geometry as constants: bound by memory traffic
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +345,7 @@ def relu_grad_input(grad, z, out):
 #   jit           `exp` is one call into the C library for each element
 #   jit-tiled     `exp` as a polynomial on vector registers
 #   vector        a maximum, an exp and a sum, each over the whole array
-#   cuda          one thread a sample (n, d)
+#   cuda          one thread a sample (n, d); cuda-tiled many threads a sample of many classes
 # ---------------------------------------------------------------------------------------------------------
 
 

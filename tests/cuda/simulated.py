@@ -1,12 +1,17 @@
 """The CUDA kernels run by Numba's simulator, in tiny blocks, against torch: tests/test_cuda.py starts this file."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 
 from jitconv import variants
 from jitconv.cases import CASES, Case, contiguous
+from jitconv.variants.cuda import conv2d, fixed, grid, sums
+from jitconv.variants.cuda.grid import MOST_PLACES, divide, unfold
 from jitconv.variants.cuda.sizes import SIMULATED
 from jitconv.verify import check
 
@@ -26,3 +31,26 @@ def bearable(case: Case) -> bool:
 def test_values_and_gradients_equal_torch(case: Case, variant: str) -> None:
     wrong = [result for result in check(case, variant) if not result.ok]
     assert not wrong
+
+
+@pytest.mark.parametrize("layer", ["conv2d", "max_pool2d"])
+def test_what_32_bits_cannot_count_is_left_to_cuda(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (conv2d, fixed, sums):
+        monkeypatch.setattr(module, "MOST_PLACES", 1)
+    left = []
+    for op in variants.OPS:
+        monkeypatch.setitem(grid.VARIANT.ops, op, partial(_noted, left, grid.VARIANT.ops[op]))  # type: ignore[arg-type]
+    case = next(case for case in CASES if case.layer == layer)
+    assert all(result.ok for result in check(case, "cuda-tiled simulated"))
+    assert len(left) == {"conv2d": 4, "max_pool2d": 2}[layer]
+
+
+def _noted(left: list[Any], op: Callable[..., None], *args: Any) -> None:
+    left.append(op)
+    op(*args)
+
+
+def test_32_bits_count_up_to_the_most() -> None:
+    last = MOST_PLACES + 1023  # in the last tile
+    assert [divide(last, each) for each in (1, 3, 2**31)] == [divmod(last, each) for each in (1, 3, 2**31)]
+    assert unfold(last, (1000, 77)) == (last // 77_000, last // 77 % 1000, last % 77)

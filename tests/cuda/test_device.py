@@ -1,6 +1,8 @@
 """The CUDA variants on a GPU against torch on the same GPU; skipped where there is none."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +10,15 @@ import torch
 import jitconv
 from jitconv import functional, variants
 from jitconv.cases import CASES, Case
+from jitconv.train import Config, Run
 from jitconv.verify import check
 
 MISSING = variants.missing("cuda")
 if MISSING:
     pytest.skip(MISSING, allow_module_level=True)
+
+from jitconv.variants.cuda.launch import Kernel  # noqa: E402
+
 NAMES = ("cuda", "cuda-tiled")
 
 
@@ -76,6 +82,57 @@ def test_a_captured_step_replays_on_new_inputs(variant: str) -> None:
     graph.replay()
     replayed = captured.clone()
     assert torch.equal(replayed, step())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "torch"])
+def test_training_with_captured_steps_is_training(name: str, tmp_path: Path) -> None:
+    losses = []
+    for graph in (False, True):
+        config = Config(name, device="cuda", epochs=2, limit=64 * 8 + 5, graph=graph)  # the last batch is smaller
+        result = Run(config, tmp_path / str(graph)).run(lambda done, total: None, lambda epoch: None)
+        losses.append(result["first_losses"] + [epoch["loss"] for epoch in result["epochs"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_code_is_not_loaded_during_a_capture() -> None:
+    kernel = Kernel(lambda x, out: None)
+    x = torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="before a CUDA graph is captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        kernel.launch((1, 1, 1), 32, x, x)
+
+
+def test_host_threads_with_streams_of_their_own(variant: str) -> None:
+    def work(number: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            results = []
+            for _ in range(50):
+                x = torch.full((257,), float(number), device="cuda")
+                results.append(functional.relu(x, variant=variant))
+            return all(bool((result == number).all()) for result in results)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(32)))
+
+
+def test_arrays_that_begin_anywhere(variant: str) -> None:
+    x = torch.randn(1002, device="cuda")[1:]
+    assert torch.equal(functional.relu(x, variant=variant), x.relu())
+    x, weight = torch.randn(8 * 64 + 1, device="cuda")[1:].view(8, 64), torch.randn(16, 64, device="cuda")
+    assert torch.allclose(functional.linear(x, weight, variant=variant), x @ weight.T, atol=1e-4)
+
+
+def test_more_elements_than_32_bits_count(variant: str) -> None:
+    images = 2**31 // (4 * 1024) + 1
+    if torch.cuda.mem_get_info()[0] < 5 * 4 * images * 4 * 1024:
+        pytest.skip("too little memory")
+    x = torch.zeros(images, 1, 4, 1024, device="cuda")
+    x[-1, 0, -1, -1] = x[0, 0, 0, 0] = 3.0
+    result = functional.relu(x, variant=variant)
+    assert result[-1, 0, -1, -1] == result[0, 0, 0, 0] == 3
+    assert result.sum() == 6
+    pooled = functional.max_pool2d(x, 2, variant=variant)
+    assert pooled[-1, 0, -1, -1] == pooled[0, 0, 0, 0] == 3
+    assert pooled.sum() == 6
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")

@@ -103,7 +103,7 @@ def _op(make: Callable[..., Any], threads: Callable[..., int]) -> Callable[..., 
     def run(*args: Any) -> None:
         geometry = [arg for arg in args if isinstance(arg, tuple)]
         arrays = [arg for arg in args if not isinstance(arg, tuple)]
-        if size(arrays[-1]) > MOST_PLACES:
+        if max(map(size, arrays)) > MOST_PLACES:
             grid.VARIANT.ops[make.__name__](*args)
         else:
             kernel(*geometry).launch_for(threads(arrays[-1], *geometry), *arrays)

@@ -32,7 +32,7 @@ def place(element, shape):
     return first, second, third, fourth
 
 
-MOST_PLACES = 2**32 - 1
+MOST_PLACES = 2**32 - 1024  # that 32 bits can count, with those of a tile that reaches beyond the last
 
 
 @device

@@ -64,14 +64,18 @@ def columns4_at(array, layer, group, index, k):
     return load4(array, (group, k, index)) if index < array.shape[2] else zeros(array)
 
 
+ROWS, ROWS4 = Matrix(rows_at, True), Matrix(rows4_at, True, quads=True)
+COLUMNS, COLUMNS4 = Matrix(columns_at, False), Matrix(columns4_at, False, quads=True)
+
+
 def rows(array: Any) -> Matrix:
     """Return how to read (groups, M or N, K)."""
-    return Matrix(rows4_at, True, quads=True) if in_quads(array) else Matrix(rows_at, True)
+    return ROWS4 if in_quads(array) else ROWS
 
 
 def columns(array: Any) -> Matrix:
     """Return how to read (groups, K, M or N)."""
-    return Matrix(columns4_at, False, quads=True) if in_quads(array) else Matrix(columns_at, False)
+    return COLUMNS4 if in_quads(array) else COLUMNS
 
 
 @device

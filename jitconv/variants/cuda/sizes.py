@@ -24,22 +24,25 @@ class Tile(NamedTuple):
         return self.M // self.m * (self.N // self.n)
 
 
+MOST_ROWS_OF_BLOCKS = 65_535  # that a grid has in its second and third dimension
+
 if SIMULATED:
     THREADS, MOST_BLOCKS = 3, 2
     LARGE, SMALL = Tile(16, 8, 4, 8, 4), Tile(8, 8, 4, 4, 4)
     BUSY, SHORTEST_SPLIT = 2, 4
     RUN = 8
     FEWEST_ROWS = 3
-    MOST_DIRECT, DIRECT_FILTERS, DIRECT_THREADS = 12, 2, 3
+    MOST_DIRECT, DIRECT_FILTERS, DIRECT_POSITIONS, DIRECT_THREADS = 12, 2, 2, 3
     LANES, ROWS, FEWEST_CLASSES = 4, 2, 6
     ALIGNMENT = None  # of shared memory, in bytes; the simulator has none
 else:
     THREADS, MOST_BLOCKS = 256, 1 << 16
-    LARGE, SMALL = Tile(128, 64, 16, 8, 8), Tile(64, 64, 16, 4, 4)
+    LARGE, SMALL = Tile(128, 64, 8, 8, 8), Tile(64, 64, 16, 4, 4)
     BUSY, SHORTEST_SPLIT = 128, 256  # blocks that fill a GPU; terms that are worth a block of their own
     RUN = 64  # terms that are added up on their own: the rounding error of long sums stays small
     FEWEST_ROWS = 16  # of channels, below which a tile would be mostly empty
-    MOST_DIRECT, DIRECT_FILTERS, DIRECT_THREADS = 160, 20, 128  # terms, filters a thread, threads of a direct kernel
+    MOST_DIRECT = 160  # terms of a direct convolution
+    DIRECT_FILTERS, DIRECT_POSITIONS, DIRECT_THREADS = 20, 2, 128  # filters and positions of a thread
     LANES, ROWS = 32, 8  # threads of a row of classes, rows of a block
     FEWEST_CLASSES = 32  # that are worth so many threads
     ALIGNMENT = 16
