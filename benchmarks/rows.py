@@ -24,8 +24,8 @@ class Row:
     group: the table it belongs to, named after the test file. work: what is computed, in words.
     layer: a function of jitconv.functional, "network" (SimpleConvNet), "model" (torchvision's), "machine" or "matmul".
     quantity: "forward", "call" (forward with grad), "backward" (all gradients), "weight gradient", "step", … flops,
-    bytes: of one call; bytes are those of arguments and results. axis, size: in scaling rows, what varies and its value.
-    case: for rows of one layer, the call itself.
+    bytes: of one call; bytes are those of arguments and results. axis, size: in scaling rows, what varies and its
+    value. case: for rows of one layer, the call itself.
     """
 
     group: str

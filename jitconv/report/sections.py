@@ -28,6 +28,7 @@ HOMEWORK: dict[str, list[tuple[Any, ...]]] = {
 }
 
 
+RACED = ("layers", "network", "products", "resnet", "models")  # groups of rows that ours may lose
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 
@@ -55,6 +56,8 @@ def sections(results: Results) -> dict[str, Any]:
         "network": _comparison(table, "network"),
         "products": _comparison(table, "products"),
         "resnet": _comparison(table, "resnet"),
+        "models": _comparison(table, "models"),
+        "overhead": _comparison(table, "overhead"),
         "peaks": _peaks(table),
         "compiling": table[table["group"] == "compiling"].pipe(_records),
         "gpu": _gpu(table[table["device"] == "cuda"]),
@@ -96,7 +99,7 @@ def _line(row: Any, table: pd.DataFrame) -> dict[str, Any]:
 
 def _losses(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Where the best variant is slower than torch or another engine, worst first."""
-    best = table[(table["variant"] == OURS) & table["group"].isin(["layers", "network", "products", "resnet"])]
+    best = table[(table["variant"] == OURS) & table["group"].isin(RACED)]
     found = []
     for row in best.pipe(_records):
         same = table[(table["variant"] != OURS) & (table["seconds"] < row["seconds"])]
