@@ -36,19 +36,22 @@ def built(name: str, size: int) -> tuple[nn.Module, torch.Tensor]:
     return model.eval(), torch.randn(2, 3, size, size, requires_grad=True)
 
 
+def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    out = model(x)
+    return out.detach(), torch.autograd.grad(out.square().sum(), [x, *model.parameters()])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_architectures_give_torchs_outputs_and_gradients(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, x = built(name, 32 if name == "vgg11" else 64)
-    found = []
-    for each in (model, convert(model, "jit-tiled", report=True)):
-        out = each(x)
-        found.append((out.detach(), torch.autograd.grad(out.square().sum(), [x, *each.parameters()])))
-    (expected, expected_grads), (out, grads) = found
+    converted = convert(model, "jit-tiled", report=True)
+    expected, torchs = gradients(model, x)
+    out, grads = gradients(converted, x)
+    _, exact = gradients(copy.deepcopy(model).double(), x.detach().double().requires_grad_())
     assert float((out - expected).norm() / expected.norm()) < 1e-4
-    scale = max(float(grad.norm()) for grad in expected_grads)
-    for grad, torchs in zip(grads, expected_grads, strict=True):
-        # A gradient that is zero but for rounding (a bias before BatchNorm in training, say) has no digits to agree in.
-        assert float((grad - torchs).norm()) <= 1e-3 * float(torchs.norm()) + 1e-7 * scale
+    for ours, theirs, grad in zip(grads, torchs, exact, strict=True):
+        # Where rounding moves a number across the corner of a ReLU, torch's own gradient is off as well.
+        assert float((ours - theirs).norm()) <= 1e-3 * float(grad.norm()) + 2 * float((theirs - grad).norm())
     assert "computed by jit-tiled" in capsys.readouterr().out
 
 
