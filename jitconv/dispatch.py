@@ -16,10 +16,11 @@ from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from jitconv import variants
-from jitconv.memory import prefer_huge_pages
+from jitconv.memory import keep_freed_memory, prefer_huge_pages
 from jitconv.variants import Variant
 
 _library = torch.library.Library("jitconv", "DEF")
+keep_freed_memory()
 
 Shape = tuple[int, ...]
 PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -80,7 +80,7 @@ whole = jitconv.functional.cross_entropy(model(image), label)
 torch.testing.assert_close(mean, whole.detach())
 torch.testing.assert_close([p.grad for p in model.parameters()], list(torch.autograd.grad(whole, model.parameters())))
 assert distributed.total(rank + 1, "cpu") == 3
-print("cores", torch.get_num_threads(), "parts", len(distributed.part(torch.arange(3))))
+print(f"cores {torch.get_num_threads()} parts {len(distributed.part(torch.arange(3)))}\\n", end="")  # in one write
 """
 
 

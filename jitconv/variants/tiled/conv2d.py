@@ -29,6 +29,7 @@ from jitconv.variants.tiled.product import (
     panel_height,
     product,
     share,
+    steps,
 )
 
 AT_ONCE = 1024  # pixels of the output that are computed together, about
@@ -109,7 +110,7 @@ def blocking(N, lines, width, pixels):
 def layout(weight, geometry, images, lines, width):
     """The planes of an input for so many lines of an output of this width."""
     reach, stride = (weight.shape[2] - 1) * geometry.dilation[0], geometry.stride[0]
-    columns = np.arange(weight.shape[3]) * geometry.dilation[1] - geometry.padding[1]
+    columns = steps(weight.shape[3], -geometry.padding[1], geometry.dilation[1])
     return Planes(min(stride, reach + 1), columns, images, lines + reach // stride, width)
 
 
@@ -218,7 +219,7 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
                     image = x[first + n, g * C_group : (g + 1) * C_group]
                     shift(image, top * geometry.stride[0] - geometry.padding[0], geometry.stride, planes, block, n)
                 runs = Runs(count, min(lines, H_out - top) * W_out, C_out * pixels, plane_size(planes))
-                rows_at = (first * C_out + g * F + np.arange(F)) * pixels + top * W_out
+                rows_at = steps(F, (first * C_out + g * F) * pixels + top * W_out, pixels)
                 if strips:
                     a = Panels(
                         pack(_side_by_side(grad.reshape(-1), rows_at, runs, lines_of), 1), F, count * runs.length
@@ -255,13 +256,23 @@ class Phase(NamedTuple):
 
 
 @inner
+def taps_of(K, stride, dilation, phase):
+    """The taps of a kernel of K that meet a phase of the input."""
+    taps, count = np.empty(K, np.int64), 0
+    for tap in range(K):
+        if tap * dilation % stride == phase:
+            taps[count] = tap
+            count += 1
+    return taps[:count]
+
+
+@inner
 def phase_of(weight, geometry, size, a, b):
     """Phase (a, b) of an input of `size`."""
     (s_h, s_w), (p_h, p_w), (d_h, d_w) = geometry
     top, bottom = inside(a - p_h, s_h, size[0], size[0] + p_h)
     left, right = inside(b - p_w, s_w, size[1], size[1] + p_w)
-    rows, columns = np.arange(weight.shape[2]), np.arange(weight.shape[3])
-    rows, columns = rows[rows * d_h % s_h == a], columns[columns * d_w % s_w == b]
+    rows, columns = taps_of(weight.shape[2], s_h, d_h, a), taps_of(weight.shape[3], s_w, d_w, b)
     return Phase(top, left, bottom - top, right - left, rows, columns)
 
 
@@ -269,8 +280,11 @@ def phase_of(weight, geometry, size, a, b):
 def phase_planes(phase, geometry, N):
     """The planes of ∂z for a phase of so many images: of some images, or for a band of lines of one."""
     images, lines = blocking(N, phase.lines, phase.width, AT_ONCE)
-    back = phase.rows * geometry.dilation[0] // geometry.stride[0]
-    columns = phase.left - phase.columns * geometry.dilation[1] // geometry.stride[1]
+    back, columns = np.empty_like(phase.rows), np.empty_like(phase.columns)
+    for i in range(back.size):
+        back[i] = phase.rows[i] * geometry.dilation[0] // geometry.stride[0]
+    for j in range(columns.size):
+        columns[j] = phase.left - phase.columns[j] * geometry.dilation[1] // geometry.stride[1]
     return Planes(1, columns, images, lines + (back[-1] if back.size > 0 else 0), phase.width), back, lines
 
 

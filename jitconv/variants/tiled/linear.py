@@ -17,6 +17,7 @@ from jitconv.variants.tiled.product import (
     pack_turned,
     product,
     share,
+    steps,
 )
 
 FEW_IMAGES = 128  # up to here, turning the weights costs more than sums across registers, which read them as they lie
@@ -25,7 +26,7 @@ FEW_IMAGES = 128  # up to here, turning the weights costs more than sums across 
 @inner
 def rows_of(matrix):
     """Where each row of a matrix begins in memory."""
-    return np.arange(matrix.shape[0]) * matrix.shape[1]
+    return steps(matrix.shape[0], NONE, matrix.shape[1])
 
 
 @inner

@@ -129,6 +129,15 @@ def clear(target, start, stop):
 
 
 @inner
+def steps(count, first, step):
+    """first, first + step, …: so many numbers."""
+    numbers = np.empty(count, np.int64)
+    for i in range(count):
+        numbers[i] = first + i * step
+    return numbers
+
+
+@inner
 def share(total, worker, workers, step):
     """The worker's part of range(total), begun at a multiple of `step`."""
     steps = (total + step - 1) // step
@@ -154,7 +163,7 @@ def product(panels, m_range, b, columns, c, start):
         return
     step = VECTORS * lanes(c.numbers)
     in_place = panels.M <= FEW_ROWS and panels.K > 0 and _may_be_read(b, columns[1] - 1, step)
-    strips, strip_rows = np.empty(0 if in_place else CHUNK * WIDTH, start.dtype), np.arange(CHUNK) * step
+    strips, strip_rows = np.empty(0 if in_place else CHUNK * WIDTH, start.dtype), steps(CHUNK, NONE, step)
     spare, tiles = np.empty(LONG_BLOCK * step, start.dtype), np.empty((WIDTH, 3), np.int64)
     begin = start, np.ones(step, start.dtype)
     for first in range(columns[0], columns[1], WIDTH):
@@ -177,8 +186,10 @@ def product(panels, m_range, b, columns, c, start):
 @inner
 def _may_be_read(b, j, step):
     """Whether a row of B can be read where it lies, even the whole tile in which column j lies."""
-    begin = j - j % b.places.width % step
-    return b.turned == 0 and place_of(begin, b.places) + b.offsets.max() + step <= b.numbers.shape[0]
+    begin, last = j - j % b.places.width % step, b.offsets[0]
+    for offset in b.offsets:
+        last = max(last, offset)
+    return b.turned == 0 and place_of(begin, b.places) + last + step <= b.numbers.shape[0]
 
 
 @inner
