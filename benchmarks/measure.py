@@ -75,7 +75,7 @@ def measure_layer(benchmark: Any, row: Row) -> None:
     expected = _expected(row.case)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
     check: Callable[[], float] | None = partial(worst, expected, layer)
-    if row.interpreted:
+    if row.quantity == "forward":
         check = partial(_forward_only, expected, layer)
     if row.variant == "torch":  # the oracle itself
         layer = partial(getattr(torch.nn.functional, row.case.layer, None) or getattr(torch, row.case.layer))

@@ -57,10 +57,14 @@ class Row:
 
 
 def over_variants(row: Row, skip: Iterable[str] = ()) -> Iterator[Row]:
-    """Yield the row for every variant of its device but those to skip; interpreted ones for one image only."""
+    """Yield the row for every variant of its device but those to skip.
+
+    Interpreted ones come for one image only, and those that have no use for a second core on one core only.
+    """
     for variant in variants.available(row.device):
         each = replace(row, variant=variant)
-        if variant not in skip and (not each.interpreted or row.batch == 1):
+        serial = each.interpreted or variant == "jit"
+        if variant not in skip and not (each.interpreted and row.batch != 1) and not (serial and row.threads != 1):
             yield each
 
 

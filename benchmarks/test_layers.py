@@ -28,9 +28,12 @@ def cases(batch: int) -> list[Case]:
 
 
 def rows(full: bool) -> list[Row]:
-    skip, first = ("interpreted",), cases(64)[0]  # the digits need no gradient
-    found = [row for N in BATCHES for case in cases(N) for row in layer_rows("layers", case, skip)]
-    return found + layer_rows("layers", first, skip, quantities=("weight gradient",))
+    first = cases(64)[0]  # the digits need no gradient
+    found = layer_rows("layers", first, ("interpreted",), quantities=("weight gradient",))
+    for N in BATCHES:
+        plain = () if full or N < 1024 else ("jit", "jit-parallel")  # a second a call
+        found += [row for case in cases(N) for row in layer_rows("layers", case, ("interpreted", *plain))]
+    return found
 
 
 def test_layer(benchmark: Any, row: Row, again: int) -> None:
