@@ -13,6 +13,7 @@ from jitconv import variants
 FIRST_STEP = """
 import json, resource, sys, time, torch
 from jitconv import SimpleConvNet, functional
+torch.set_num_threads(1)
 model = SimpleConvNet(sys.argv[1])
 images, labels = torch.randn(64, 1, 28, 28), torch.arange(64) % 10
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -27,7 +27,7 @@ def rows(full: bool) -> list[Row]:
         for axis, sizes in AXES.items()
         for size in sizes
         for row in layer_rows("scaling", case(**{**BASE, axis: size}), skip, lanes=(1,), axis=axis, size=size)
-        if full or row.quantity == "forward"
+        if full or (row.quantity == "forward" and size <= 256)
     ]
 
 
