@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jitconv.report.findings import OURS, epoch_seconds
-from jitconv.report.read import Results
+from jitconv.report.read import Results, peak
 
 Measured = list[float]
 
@@ -74,9 +74,8 @@ def of_peak(**where: Any) -> Callable[[Results, int], Measured]:
     """Measure our share of the multiply-add peak on as many cores."""
 
     def measure(results: Results, threads: int) -> Measured:
-        peak = _chosen(results.times, quantity="peak", threads=threads)
         rows = _chosen(results.times, variant=OURS, threads=threads, **where)
-        return [rate / most for most in peak["flops"] / peak["seconds"] for rate in rows["flops"] / rows["seconds"]]
+        return list(rows["flops"] / rows["seconds"] / peak(results.times, threads))
 
     return measure
 

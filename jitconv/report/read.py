@@ -112,3 +112,13 @@ def _ratio(theirs: Any, ours: Any) -> tuple[float, float, float]:
         (theirs, ours), ratio, n_resamples=400, method="percentile", vectorized=True, rng=np.random.default_rng(0)
     ).confidence_interval
     return middle, float(interval.low), float(interval.high)
+
+
+def peak(times: pd.DataFrame, threads: int) -> float:
+    """Return the multiply-add peak of so many cores, in FLOP/s, or NaN; a core's is the best round of all lanes.
+
+    It is a limit, and what else the machine did while it was measured must not lower it.
+    """
+    rows = times[times["quantity"] == "peak"]
+    rates = rows["flops"] / rows["threads"] / rows["samples"].map(min)
+    return float(rates.max()) * threads if len(rows) else np.nan

@@ -7,7 +7,7 @@ import pandas as pd
 
 from jitconv.report.findings import OURS, epoch_seconds
 from jitconv.report.goals import goals
-from jitconv.report.read import Results
+from jitconv.report.read import Results, peak
 
 HOMEWORK: dict[str, list[tuple[Any, ...]]] = {
     "rows": [
@@ -85,15 +85,9 @@ def _machines(machines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(known.values())
 
 
-def _peak(table: pd.DataFrame, threads: int) -> float:
-    """The machine's measured multiply-add peak on so many cores, in FLOP/s; NaN if it was not measured."""
-    found = table[(table["quantity"] == "peak") & (table["threads"] == threads)]
-    return float(found["flops"].iloc[0] / found["seconds"].iloc[0]) if len(found) else np.nan
-
-
 def _line(row: Any, table: pd.DataFrame) -> dict[str, Any]:
     rate = row["flops"] / row["seconds"] if row["flops"] else np.nan
-    share = rate / _peak(table, row["threads"])
+    share = rate / peak(table, row["threads"])
     return {**row, "gflops": rate / 1e9, "share": share}
 
 
