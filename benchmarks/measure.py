@@ -21,7 +21,7 @@ except ImportError:  # a GPU machine may have no more than torch and numba; NumP
 
 ROUNDS = 7
 SLOWEST = 2.0  # seconds: what takes longer is timed once
-SECONDS = 0.1  # what the rounds of a fast row take together: it is called several times a round
+SECONDS = 0.06  # what the rounds of a fast row take together: it is called several times a round
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def rows(full: bool) -> list[Row]:
     first = cases(64)[0]  # the digits need no gradient
     found = layer_rows("layers", first, ("interpreted",), quantities=("weight gradient",))
     for N in BATCHES:
-        plain = () if full or N < 1024 else ("jit", "jit-parallel")  # a second a call
+        plain = () if full or N < 1024 else ("jit", "jit-parallel", "vector")  # up to a second a call
         found += [row for case in cases(N) for row in layer_rows("layers", case, ("interpreted", *plain))]
     return found
 

@@ -20,7 +20,7 @@ def rows(full: bool) -> list[Row]:
     for threads in LANES:
         for batch in (1, 64, 1000):
             row = forward_row("network", batch, threads)
-            found += over_variants(row)
+            found += over_variants(row, skip=() if full or batch < 1000 else ("jit", "jit-parallel"))
             found += [replace(row, variant=name) for name in peers.FORWARD]
         for batch in powers(4, 1, 4096):
             row = forward_row("batches", batch, threads, axis="images at once", size=batch)
