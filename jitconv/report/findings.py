@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from jitconv.report.read import Results
+from jitconv.report.read import Results, chosen
 
 SINGLE_LAYERS = ("layers", "products", "resnet")  # groups of rows
 OURS = "jit-tiled"
@@ -18,10 +18,8 @@ def findings(results: Results) -> list[str]:
 
 
 def _seconds(times: pd.DataFrame, variant: str, **where: Any) -> float | None:
-    chosen = times[times["variant"] == variant]
-    for name, value in where.items():
-        chosen = chosen[chosen[name] == value]
-    return None if chosen.empty else float(chosen["seconds"].iloc[0])
+    found = chosen(times, variant=variant, **where)
+    return None if found.empty else float(found["seconds"].iloc[0])
 
 
 def _over_interpreted(times: pd.DataFrame) -> str:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from jitconv.report.findings import OURS, epoch_seconds
-from jitconv.report.read import Results, peak
+from jitconv.report.read import Results, chosen, peak
 
 Measured = list[float]
 
@@ -52,17 +51,11 @@ def goals(results: Results) -> dict[str, Any]:
     return {"lanes": lanes, "lines": [goal.line(results, lanes) for goal in GOALS] if lanes else []}
 
 
-def _chosen(times: pd.DataFrame, **where: Any) -> pd.DataFrame:
-    for name, value in where.items():
-        times = times[times[name] == value]
-    return times
-
-
 def faster(other: str, **where: Any) -> Callable[[Results, int], Measured]:
     """Measure the other's times over ours."""
 
     def measure(results: Results, threads: int) -> Measured:
-        rows = _chosen(results.times, threads=threads, device="cpu", **where)
+        rows = chosen(results.times, threads=threads, device="cpu", **where)
         ours, theirs = (rows[rows["variant"] == name] for name in (OURS, other))
         pairs = ours.merge(theirs, on=["work", "quantity"], suffixes=("", "_other"))
         return list(pairs["seconds_other"] / pairs["seconds"])
@@ -74,7 +67,7 @@ def of_peak(**where: Any) -> Callable[[Results, int], Measured]:
     """Measure our share of the multiply-add peak on as many cores."""
 
     def measure(results: Results, threads: int) -> Measured:
-        rows = _chosen(results.times, variant=OURS, threads=threads, **where)
+        rows = chosen(results.times, variant=OURS, threads=threads, **where)
         return list(rows["flops"] / rows["seconds"] / peak(results.times, threads))
 
     return measure
@@ -84,7 +77,7 @@ def cores(**where: Any) -> Callable[[Results, int], Measured]:
     """Measure our time on one core over that on several, for batches that are worth sharing out."""
 
     def measure(results: Results, threads: int) -> Measured:
-        rows = _chosen(results.times, variant=OURS, **where)
+        rows = chosen(results.times, variant=OURS, **where)
         rows = rows[rows["batch"] >= 64]
         one, several = rows[rows["threads"] == 1], rows[rows["threads"] == threads]
         pairs = one.merge(several, on=["work", "quantity"], suffixes=("", "_several"))
@@ -96,7 +89,7 @@ def cores(**where: Any) -> Callable[[Results, int], Measured]:
 def first_call(column: str) -> Callable[[Results, int], Measured]:
     """Measure the seconds of the first training step in a new process."""
     where = {"group": "compiling", "variant": OURS}
-    return lambda results, threads: list(_chosen(results.times, threads=threads, **where)[column])
+    return lambda results, threads: list(chosen(results.times, threads=threads, **where)[column])
 
 
 def epoch(results: Results, threads: int) -> Measured:

@@ -114,11 +114,18 @@ def _ratio(theirs: Any, ours: Any) -> tuple[float, float, float]:
     return middle, float(interval.low), float(interval.high)
 
 
+def chosen(times: pd.DataFrame, **where: Any) -> pd.DataFrame:
+    """Return the lines that have these values in these columns."""
+    for name, value in where.items():
+        times = times[times[name] == value]
+    return times
+
+
 def peak(times: pd.DataFrame, threads: int) -> float:
     """Return the multiply-add peak of so many cores, in FLOP/s, or NaN; a core's is the best round of all lanes.
 
     It is a limit, and what else the machine did while it was measured must not lower it.
     """
-    rows = times[times["quantity"] == "peak"]
+    rows = chosen(times, quantity="peak")
     rates = rows["flops"] / rows["threads"] / rows["samples"].map(min)
     return float(rates.max()) * threads if len(rows) else np.nan

@@ -1,6 +1,7 @@
 """`jit-tiled`: kernels that keep a tile of the result in vector registers, on all cores.
 
-product.py and dots.py are the two ways to fill a tile, conv2d.py, linear.py and pooling.py the layers made of them.
+product.py and dots.py are the two ways to fill a tile; shifts.py lays images out for them. conv2d.py, phases.py (its
+gradient for the input), linear.py and pooling.py are the layers made of them.
 What is left, the layers without products, is bound by memory already: `jit-parallel` computes them.
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 from jitconv.variants import Variant, get
 from jitconv.variants.compiling import FAST, njit
 from jitconv.variants.threads import Kernel
-from jitconv.variants.tiled import conv2d, linear, pooling
+from jitconv.variants.tiled import conv2d, linear, phases, pooling
 
 plain = get("jit-parallel").ops
 
@@ -36,7 +37,7 @@ class Tiled(Kernel):
 
 _drivers = (
     conv2d.conv2d,
-    conv2d.conv2d_grad_input,
+    phases.conv2d_grad_input,
     conv2d.conv2d_grad_weight,
     pooling.max_pool2d,
     pooling.max_pool2d_grad_input,

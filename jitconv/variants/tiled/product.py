@@ -208,16 +208,15 @@ def _divide(b_places, c_places, in_place, first, stop, step, tiles):
 @inner
 def _copy_strips(b, terms, columns, strips, spare):
     """Copy the rows of B that `terms` names, in some columns, strip by strip, each row of a strip side by side."""
-    step = VECTORS * lanes(strips)
+    step, pieces = VECTORS * lanes(strips), np.empty((max(WIDTH, LONG_BLOCK), 3), np.int64)
     if b.turned == 0:
-        pieces = np.empty((columns[1] - columns[0], 3), np.int64)
         count = _pieces(b.places, columns, step, CHUNK * step, pieces)
         _gather(b.numbers, b.offsets[terms[0] : terms[1]], pieces[:count], strips, step)
         return
     for j in range(columns[0], columns[1], step):
         strip, offsets = strips[(j - columns[0]) * CHUNK :], b.offsets[j : min(j + step, columns[1])]
         for k in range(terms[0], terms[1], LONG_BLOCK):
-            depth, pieces = min(LONG_BLOCK, terms[1] - k), np.empty((LONG_BLOCK, 3), np.int64)
+            depth = min(LONG_BLOCK, terms[1] - k)
             count = _pieces(b.places, (k, k + depth), LONG_BLOCK, 0, pieces)
             _gather(b.numbers, offsets, pieces[:count], spare, LONG_BLOCK)
             _turn_strip(spare, depth, offsets.size, strip[(k - terms[0]) * step :])
