@@ -1,7 +1,7 @@
-"""How an op reaches its kernel: allocate the results, hand the arrays to the variant, and tell torch the gradients.
+"""How an op reaches its kernel, and how torch learns what it is: an operator with shapes and gradients of its own.
 
-An `Op` is declared once, in ops.py. It then takes NumPy arrays and, as a torch.library operator with shapes and
-gradients of its own, tensors: eager, compiled, exported or on the meta device.
+An `Op` is declared once, in ops.py. It then takes NumPy arrays and tensors: eager (calls.py), compiled, exported or on
+the meta device.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,32 +10,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._C import _any_requires_grad, _get_tracing_state, _len_torch_dispatch_stack
-from torch._C._autograd import _profiler_enabled
-from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
-from torch.autograd import forward_ad
+from torch._C import _get_tracing_state
+from torch._C._functorch import peek_interpreter_stack
 
 from jitconv import variants
-from jitconv.memory import keep_freed_memory, prefer_huge_pages
+from jitconv.calls import Call, observed, record, remember, signature, special
 from jitconv.variants import Variant
 
 _library = torch.library.Library("jitconv", "DEF")
-keep_freed_memory()
 
 Shape = tuple[int, ...]
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+ONLY_SHAPES = ("size", "dim")  # arguments that decide shapes, and that kernels do not get
+
+
+def as_it_is(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
+    return shape
 
 
 class Op:
     """One operation of the study, whatever the variant.
 
-    schema: torch's: the kernel's arguments, perhaps `size` (which only the allocation needs), `variant`; the first
-    result alone is differentiable, and a result called `indices` holds integers.
+    schema: torch's: the tensors, the kernel's other arguments, perhaps `size` or `dim` (which only shapes depend on),
+    `variant`; the first result alone is differentiable, and a result called `indices` holds integers.
     shapes: from the arguments to the shape of every result.
     gradients: for a differentiable argument, from what was saved and the result's gradient to the argument's.
     saves: the names of the arguments and results that the gradients read.
     batched: the names of the arguments whose first dimension is the batch, if it is every result's too.
-    flat: elementwise: kernels see arrays of any shape as (N,).
+    seen: the shape in which kernels see an array, from its name, its shape and the arguments (tensors: their shapes).
+    fills: for a tensor that may be None, the number that stands for each of its elements, and the number of those.
     check: looks at values before the kernel does, where they are on the CPU.
     """
 
@@ -46,18 +48,21 @@ class Op:
         gradients: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         saves: str = "",
         batched: str = "",
-        flat: bool = False,
+        seen: Callable[[str, Shape, Mapping[str, Any]], Shape] = as_it_is,
+        fills: Mapping[str, tuple[float, Callable[..., int]]] | None = None,
         check: Callable[..., None] | None = None,
     ) -> None:
         self.name = schema.partition("(")[0]
         _library.define(schema)
         self.torch_op = getattr(torch.ops.jitconv, self.name).default
-        self.arguments = [argument.name for argument in self.torch_op._schema.arguments[:-1]]
+        arguments = self.torch_op._schema.arguments[:-1]
+        self.arguments = [argument.name for argument in arguments]
         self.results = [result.name or "result" for result in self.torch_op._schema.returns]
-        self.kernel_arguments = len(self.arguments) - ("size" in self.arguments)
-        self.shapes, self.gradients, self.flat, self.check = shapes, dict(gradients or {}), flat, check
-        self.saves, self.batched = saves.split(), batched.split()
-        self.saved = [(*self.arguments, *self.results).index(name) for name in self.saves]
+        self.tensors = sum("Tensor" in str(argument.type) for argument in arguments)
+        self.kernel_arguments = sum(name not in ONLY_SHAPES for name in self.arguments)
+        self.shapes, self.gradients, self.seen, self.check = shapes, dict(gradients or {}), seen, check
+        self.saves, self.batched, self.fills = saves.split(), batched.split(), dict(fills or {})
+        self.saved = [(*self.arguments[: self.tensors], *self.results).index(name) for name in self.saves]
 
         for device in ("CPU", "CUDA"):
             _library.impl(self.name, self._on_tensors, device)
@@ -65,7 +70,7 @@ class Op:
         torch.library.register_autograd(
             self.torch_op,
             lambda ctx, *grads: (*self.backward(ctx, grads[0], ctx.needs_input_grad[:-1]), None),
-            setup_context=lambda ctx, inputs, output: self.save(ctx, inputs, output),
+            setup_context=self.set_up,
             lib=_library,
         )
 
@@ -73,11 +78,20 @@ class Op:
         """Return the result, or the tuple of results, of the variant's kernel on NumPy arrays or on tensors."""
         if isinstance(args[0], np.ndarray):
             return self._on_arrays(variant, args)
-        if _observed(args):
+        if observed():
             return self._dispatched(*args, variant.name)
-        if (torch.is_grad_enabled() and _any_requires_grad(*args)) or forward_ad._current_level >= 0:
-            return _apply_eagerly(self, *args, variant.name)
-        return self._on_tensors(*args, variant.name)
+        parts = signature(args)
+        if parts is None and any(map(special, args)):
+            return self._dispatched(*args, variant.name)
+        call = None if parts is None else variant.calls.get((self, *parts))
+        if call is None:
+            call = Call(self, variant, args)
+            if parts is not None:
+                remember(variant, (self, *parts), call)
+        tensors = args[: self.tensors]
+        result = call(*tensors)
+        record(call, tensors, result)
+        return result
 
     def _dispatched(self, *args: Any) -> Any:
         if not torch.compiler.is_compiling():
@@ -88,65 +102,67 @@ class Op:
         return self.torch_op(*args)
 
     def _on_arrays(self, variant: Variant, args: Sequence[Any]) -> Any:
+        dtype, shapes = args[0].dtype, self.shapes(*args)
+        names = (*self.arguments[: self.tensors], *self.results)
         outs = [
-            np.empty(shape, np.int64 if name == "indices" else args[0].dtype)
-            for name, shape in zip(self.results, self.shapes(*args), strict=True)
+            np.empty(shape, np.int64 if name == "indices" else dtype)
+            for name, shape in zip(self.results, shapes, strict=True)
         ]
-        self._fill(variant, [_sound(a) for a in args], outs)
+        given = [
+            np.full(*self.absent(name, args), dtype) if array is None else _sound(array)
+            for name, array in zip(self.arguments[: self.tensors], args, strict=False)
+        ]
+        kept = {name: getattr(arg, "shape", arg) for name, arg in zip(self.arguments, args, strict=True)}
+        views = [a.reshape(self.seen(name, a.shape, kept)) for name, a in zip(names, (*given, *outs), strict=True)]
+        self.fill(variant, views, args[self.tensors : self.kernel_arguments], all(0 in shape for shape in shapes))
         return _one_or_all(outs)
+
+    def fill(self, variant: Variant, arrays: Sequence[Any], constants: Sequence[Any], empty: bool) -> None:
+        """Run the kernel on arrays as it sees them, the op's and then the results', unless those are all empty."""
+        given, outs = arrays[: self.tensors], arrays[self.tensors :]
+        if self.check is not None:
+            self.check(*given, *constants)
+        if not empty:
+            variant.ops[self.name](*given, *constants, *outs)
+
+    def absent(self, name: str, args: Sequence[Any]) -> tuple[tuple[int], float]:
+        """Return shape and value of what stands for the argument `name` where it is None."""
+        value, length = self.fills[name]
+        return (length(*args),), value
 
     def _on_fakes(self, *args: Any) -> Any:
-        return _one_or_all(self._empty(args))
-
-    def _empty(self, args: Sequence[Any]) -> list[torch.Tensor]:
-        new = args[0].new_empty
-        return [
-            new(shape, dtype=torch.int64) if name == "indices" else new(shape)
+        outs = [
+            args[0].new_empty(shape, dtype=torch.int64 if name == "indices" else None)
             for name, shape in zip(self.results, self.shapes(*args[:-1]), strict=True)
         ]
-
-    def _on_tensors(self, *args: Any) -> Any:
-        variant = variants.get(args[-1])
-        outs = [prefer_huge_pages(out) for out in self._empty(args)]
-        if variant.tensors:
-            self._fill(variant, [_kernel_argument(a) for a in args], outs)
-        elif args[0].is_cpu:
-            self._fill(variant, [_array(a) for a in args], [out.numpy() for out in outs])
-        else:
-            contiguous = [a.contiguous() if isinstance(a, torch.Tensor) else _kernel_argument(a) for a in args]
-            self._fill(variant, contiguous, outs)
         return _one_or_all(outs)
 
-    def _fill(self, variant: Variant, args: Sequence[Any], outs: Sequence[Any]) -> None:
-        given = args[: self.kernel_arguments]
-        if self.flat:
-            given, outs = [a.reshape(-1) for a in given], [out.reshape(-1) for out in outs]
-        if self.check is not None:
-            self.check(*given)
-        if 0 in outs[0].shape and all(0 in out.shape for out in outs):
-            return
-        variant.ops[self.name](*given, *outs)
+    def _on_tensors(self, *args: Any) -> Any:
+        return Call(self, variants.get(args[-1]), args[:-1]).run(args[: self.tensors])
 
-    def save(self, ctx: Any, args: Sequence[Any], results: Any) -> None:
-        """Keep what the gradients will read; `args` end with the variant's name."""
+    def save(self, ctx: Any, variant: Variant, kept: dict[str, Any], tensors: Sequence[Any], results: Any) -> None:
+        """Keep what the gradients will read: variant, arguments (of tensors, the shapes), and tensors in `saves`."""
         several = isinstance(results, tuple)
-        values = (*args[:-1], *results) if several else (*args[:-1], results)
+        values = (*tensors, *results) if several else (*tensors, results)
         ctx.save_for_backward(*[values[index] for index in self.saved])
-        ctx.variant = args[-1]
-        ctx.kept = [value.shape if isinstance(value, torch.Tensor) else value for value in values]
+        ctx.op, ctx.variant, ctx.kept = self, variant, kept
         if several:
             ctx.mark_non_differentiable(*results[1:])
+
+    def set_up(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+        """Save, as torch.library and torch.func want it done: apart from the forward, from all of its inputs."""
+        kept = {name: getattr(arg, "shape", arg) for name, arg in zip(self.arguments, inputs, strict=False)}
+        self.save(ctx, variants.get(inputs[-1]), kept, inputs[: self.tensors], output)
 
     def backward(self, ctx: Any, grad: torch.Tensor, needs: Sequence[bool]) -> list[Any]:
         """Return the gradient of every argument that needs one, None for the others.
 
         Raises RuntimeError where the op has no formula for it (a second derivative, say).
         """
-        kept = dict(zip((*self.arguments, *self.results), ctx.kept, strict=True))
         tensors = dict(zip(self.saves, ctx.saved_tensors, strict=True))
-        saved = SimpleNamespace(**{**kept, **tensors}, shapes=kept, variant=variants.get(ctx.variant))
+        saved = SimpleNamespace(**{**ctx.kept, **tensors}, shapes=ctx.kept, variant=ctx.variant)
         grads = []
-        for name, needed in zip(self.arguments, needs, strict=True):
+        for name, needed in zip(self.arguments, needs, strict=False):
             if needed and name not in self.gradients:
                 raise RuntimeError(f"jitconv::{self.name} has no gradient with respect to {name}")
             grads.append(self.gradients[name](saved, grad) if needed else None)
@@ -167,7 +183,9 @@ class Op:
     def _folded(self, variant: Variant, size: int, values: dict[str, Any], mapped: Mapping[str, Any]) -> list[Any]:
         for name in self.batched:
             value = mapped[name] if name in mapped else values[name].expand(size, *values[name].shape)
-            values[name] = value.flatten(0, 1)
+            values[name] = value if "dim" in values else value.flatten(0, 1)
+        if "dim" in values:  # any dimension but that one is a batch
+            return [self(variant, *(values | {"dim": values["dim"] + 1}).values())]
         if len(values.get("size", ())) == 4:  # the whole of the result's shape
             values["size"] = [size * values["size"][0], *values["size"][1:]]
         results = self(variant, *values.values())
@@ -181,25 +199,6 @@ class Op:
         return [torch.stack(result) for result in (zip(*each, strict=True) if len(self.results) > 1 else [each])]
 
 
-class _Eager(torch.autograd.Function):
-    """The autograd of every op in eager mode, at half the cost of the operator's own."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Op, *args: Any) -> Any:
-        ctx.op = op
-        results = op._on_tensors(*args)
-        op.save(ctx, args, results)
-        return results
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return None, *ctx.op.backward(ctx, grads[0], ctx.needs_input_grad[1:-1]), None
-
-
-# Function.apply without its checks for transforms of torch.func, which are a third of its time; `_observed` made them.
-_apply_eagerly = super(torch.autograd.Function, _Eager).apply
-
-
 class _Transformed(torch.autograd.Function):
     """The autograd of every op under torch.func, which wants the context set up apart, and its vmap."""
 
@@ -209,43 +208,20 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.op = inputs[0]
-        ctx.op.save(ctx, inputs[1:], output)
+        inputs[0].set_up(ctx, inputs[1:], output)
 
-    backward = _Eager.backward
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, *ctx.op.backward(ctx, grads[0], ctx.needs_input_grad[1:-1]), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, op: Op, *args: Any) -> Any:
         return op.vmap(info, in_dims[1:], *args)
 
 
-def _observed(args: Sequence[Any]) -> bool:
-    """Whether somebody wants to see the operator: a compiler, a transform, a mode, a profiler or a kind of tensor."""
-    if (
-        torch.compiler.is_compiling()
-        or peek_interpreter_stack() is not None
-        or _len_torch_dispatch_stack() > 0
-        or _get_tracing_state() is not None
-        or _profiler_enabled()
-    ):
-        return True
-    tensors = [a for a in args if isinstance(a, torch.Tensor)]
-    return any([type(a) not in PLAIN or a.is_meta or is_legacy_batchedtensor(a) for a in tensors])  # noqa: C419 faster
-
-
-def _array(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return _kernel_argument(value)
-    return (value if value.is_contiguous() else value.contiguous()).detach().numpy()
-
-
-def _kernel_argument(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _sound(value: Any) -> Any:
     """An array as kernels may take it: C-contiguous, aligned and writeable."""
-    return np.require(value, requirements=["C", "A", "W"]) if isinstance(value, np.ndarray) else value
+    return np.require(value, requirements=["C", "A", "W"])
 
 
 def _one_or_all(outs: list[Any]) -> Any:

@@ -45,7 +45,6 @@ def conv2d(
     chosen = _resolve(variant, input, weight, bias)
     if chosen.whole:
         return _whole(chosen, "conv2d", input, weight, bias, stride, padding, dilation, groups)
-    bias = _filled(weight, weight.shape[0], 0) if bias is None else bias
     out = _batched(input, lambda x: ops.conv2d(chosen, x, weight, bias, *geometry))
     return _as_channels_last(out) if _channels_last(input) or _channels_last(weight) else out
 
@@ -101,7 +100,6 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, variant: s
     chosen = _resolve(variant, input, weight, bias)
     if chosen.whole:
         return _whole(chosen, "linear", input, weight, bias)
-    bias = _filled(weight, weight.shape[0], 0) if bias is None else bias
     if input.ndim == 2:
         return ops.linear(chosen, input, weight, bias)
     lead = tuple(input.shape[:-1])
@@ -118,7 +116,7 @@ def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> 
     elif _channels_last(input):  # in the order of its memory, which the result then has too
         result = ops.relu(chosen, input.movedim(1, -1)).movedim(-1, 1)
     else:
-        result = ops.relu(chosen, input) if input.ndim else ops.relu(chosen, input.reshape(1)).reshape(())
+        result = ops.relu(chosen, input)
     if not inplace:
         return result
     if isinstance(input, torch.Tensor):
@@ -179,20 +177,18 @@ def cross_entropy(
         except IndexError as error:
             raise ValueError(f"target must hold classes of input or ignore_index {ignore_index}: {error}") from None
     class_dim = 0 if input.ndim == 1 else 1
-    classes = input.shape[class_dim]
-    weight = _filled(input, classes, 1) if weight is None else weight
     if not by_index:
         return _soft_cross_entropy(chosen, input, target, weight, class_dim, reduction, label_smoothing)
-    batch, inner = math.prod(input.shape[:class_dim]), math.prod(input.shape[class_dim + 1 :])
+    one = input.ndim == 1
     losses, weights, _ = ops.cross_entropy(
         chosen,
-        input.reshape(batch, classes, inner),
-        _int64(target).reshape(batch, inner),
+        input[None] if one else input,
+        _int64(target)[None] if one else _int64(target),
         weight,
         ignore_index,
         float(label_smoothing),
     )
-    return _reduced(losses.reshape(target.shape), weights, reduction)
+    return _reduced(losses[0] if one else losses, weights, reduction)
 
 
 SOFTMAX_FAMILY = (softmax, log_softmax, cross_entropy)
@@ -206,9 +202,9 @@ def _soft_cross_entropy(
 ) -> Array:
     """−Σ_c w[c] · t[c] · log_softmax(input)[c] with t = (1 − ε)·target + ε/C; 'mean' counts every sample as one."""
     log_p = log_softmax(input, class_dim, variant=variant.name)
-    pulls = (target * (1 - smoothing) + smoothing / len(weight)) * weight.reshape(
-        -1, *[1] * (input.ndim - class_dim - 1)
-    )
+    pulls = target * (1 - smoothing) + smoothing / input.shape[class_dim]
+    if weight is not None:
+        pulls = pulls * weight.reshape(-1, *[1] * (input.ndim - class_dim - 1))
     losses = -(log_p * pulls).sum(class_dim)
     return _reduced(losses, np.float64(math.prod(losses.shape)), reduction)
 
@@ -228,7 +224,7 @@ def _reduced(losses: Array, weights: Array, reduction: str) -> Array:
 def _along(
     op: Callable[..., Array], layer: str, input: Array, dim: int | None, dtype: Any, variant: str | None
 ) -> Array:
-    """Run a softmax-like op along `dim` of an input of any shape, seen as (N, C, D)."""
+    """Run a softmax-like op along `dim` of an input of any shape."""
     if dtype is not None:
         input = input.to(dtype) if isinstance(input, torch.Tensor) else input.astype(dtype)
     if dim is None:
@@ -237,9 +233,7 @@ def _along(
     chosen = _resolve(variant, input)
     if chosen.whole:
         return _whole(chosen, layer, input, dim)
-    before, after = math.prod(input.shape[:axis]), math.prod(input.shape[axis + 1 :])
-    classes = input.shape[axis] if input.ndim else 1
-    return op(chosen, input.reshape(before, classes, after)).reshape(input.shape)
+    return op(chosen, input, axis)
 
 
 def _resolve(variant: str | None, input: Array, *others: Array | None) -> Variant:
@@ -305,12 +299,6 @@ def _batched(input: Array, run: Callable[[Array], Any]) -> Any:
         return run(input)
     result = run(input[None])
     return tuple(r[0] for r in result) if isinstance(result, tuple) else result[0]
-
-
-def _filled(like: Array, length: int, value: float) -> Array:
-    if isinstance(like, torch.Tensor):
-        return like.new_full((length,), value)
-    return np.full(length, value, like.dtype)
 
 
 def _int64(target: Array) -> Array:

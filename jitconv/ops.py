@@ -4,15 +4,42 @@ One entry per function of jitconv/variants/scalar.py; dispatch.py says what the 
 that are written with ops are differentiable once more; the others raise when a second derivative is asked for.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from jitconv import shapes
-from jitconv.dispatch import Op
+from jitconv.dispatch import Op, Shape
+
+
+def flat(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
+    """Elementwise: kernels see (N,)."""
+    return (math.prod(shape),)
+
+
+def along_dim(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
+    """Kernels see (N, C, D), with C classes along dimension `dim`."""
+    dim = kept["dim"]
+    return math.prod(shape[:dim]), math.prod(shape[dim : dim + 1]), math.prod(shape[dim + 1 :])
+
+
+def by_class(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
+    """Logits (N, C, …) are (N, C, D) to the kernels, what each sample has one of is (N, D)."""
+    if name == "weight":
+        return shape
+    if name in ("input", "log_p", "result"):
+        return shape[0], shape[1], math.prod(shape[2:])
+    return shape[0], math.prod(shape[1:])
+
+
+FILTERS = {"bias": (0.0, lambda input, weight, *_: weight.shape[0])}
+CLASSES = {"weight": (1.0, lambda input, *_: input.shape[1])}
+CLASSES_OF_LOG_P = {"weight": (1.0, lambda grad, log_p, *_: log_p.shape[1])}
 
 conv2d: Op = Op(
-    "conv2d(Tensor input, Tensor weight, Tensor bias, int[2] stride, int[2] padding, int[2] dilation,"
+    "conv2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[2] size, str variant) -> Tensor",
     lambda input, weight, bias, stride, padding, dilation, size: [(input.shape[0], weight.shape[0], *size)],
     {
@@ -26,15 +53,14 @@ conv2d: Op = Op(
     },
     saves="input weight",
     batched="input",
+    fills=FILTERS,
 )
 conv2d_grad_input: Op = Op(
     "conv2d_grad_input(Tensor grad, Tensor weight, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[4] size, str variant) -> Tensor",
     lambda grad, weight, stride, padding, dilation, size: [tuple(size)],
     {
-        "grad": lambda s, g: conv2d(
-            s.variant, g, s.weight, _zero_bias(s.weight), s.stride, s.padding, s.dilation, s.grad.shape[2:]
-        ),
+        "grad": lambda s, g: conv2d(s.variant, g, s.weight, None, s.stride, s.padding, s.dilation, s.grad.shape[2:]),
         "weight": lambda s, g: conv2d_grad_weight(
             s.variant, s.grad, g, s.stride, s.padding, s.dilation, s.weight.shape
         ),
@@ -47,9 +73,7 @@ conv2d_grad_weight: Op = Op(
     " SymInt[4] size, str variant) -> Tensor",
     lambda grad, input, stride, padding, dilation, size: [tuple(size)],
     {
-        "grad": lambda s, g: conv2d(
-            s.variant, s.input, g, _zero_bias(g), s.stride, s.padding, s.dilation, s.grad.shape[2:]
-        ),
+        "grad": lambda s, g: conv2d(s.variant, s.input, g, None, s.stride, s.padding, s.dilation, s.grad.shape[2:]),
         "input": lambda s, g: conv2d_grad_input(s.variant, s.grad, g, s.stride, s.padding, s.dilation, s.input.shape),
     },
     saves="grad input",
@@ -95,7 +119,7 @@ flatten_grad_input: Op = Op(
 )
 
 linear: Op = Op(
-    "linear(Tensor input, Tensor weight, Tensor bias, str variant) -> Tensor",
+    "linear(Tensor input, Tensor weight, Tensor? bias, str variant) -> Tensor",
     lambda input, weight, bias: [(input.shape[0], weight.shape[0])],
     {
         "input": lambda s, grad: linear_grad_input(s.variant, grad, s.weight),
@@ -104,12 +128,13 @@ linear: Op = Op(
     },
     saves="input weight",
     batched="input",
+    fills=FILTERS,
 )
 linear_grad_input: Op = Op(
     "linear_grad_input(Tensor grad, Tensor weight, str variant) -> Tensor",
     lambda grad, weight: [(grad.shape[0], weight.shape[1])],
     {
-        "grad": lambda s, g: linear(s.variant, g, s.weight, _zero_bias(s.weight)),
+        "grad": lambda s, g: linear(s.variant, g, s.weight, None),
         "weight": lambda s, g: linear_grad_weight(s.variant, s.grad, g),
     },
     saves="grad weight",
@@ -119,7 +144,7 @@ linear_grad_weight: Op = Op(
     "linear_grad_weight(Tensor grad, Tensor input, str variant) -> Tensor",
     lambda grad, input: [(grad.shape[1], input.shape[1])],
     {
-        "grad": lambda s, g: linear(s.variant, s.input, g, _zero_bias(g)),
+        "grad": lambda s, g: linear(s.variant, s.input, g, None),
         "input": lambda s, g: linear_grad_input(s.variant, s.grad, g),
     },
     saves="grad input",
@@ -136,7 +161,7 @@ relu: Op = Op(
     {"input": lambda s, grad: relu_grad_input(s.variant, grad, s.result)},
     saves="result",
     batched="input",
-    flat=True,
+    seen=flat,
 )
 relu_grad_input: Op = Op(
     "relu_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
@@ -147,48 +172,54 @@ relu_grad_input: Op = Op(
     },
     saves="output",
     batched="grad output",
-    flat=True,
+    seen=flat,
 )
 
 softmax: Op = Op(
-    "softmax(Tensor input, str variant) -> Tensor",
-    lambda input: [tuple(input.shape)],
-    {"input": lambda s, grad: softmax_grad_input(s.variant, grad, s.result)},
+    "softmax(Tensor input, int dim, str variant) -> Tensor",
+    lambda input, dim: [tuple(input.shape)],
+    {"input": lambda s, grad: softmax_grad_input(s.variant, grad, s.result, s.dim)},
     saves="result",
     batched="input",
+    seen=along_dim,
 )
 softmax_grad_input: Op = Op(
-    "softmax_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
-    lambda grad, output: [tuple(grad.shape)],
+    "softmax_grad_input(Tensor grad, Tensor output, int dim, str variant) -> Tensor",
+    lambda grad, output, dim: [tuple(grad.shape)],
     {
-        "grad": lambda s, g: softmax_grad_input(s.variant, g, s.output),
-        "output": lambda s, g: g * (s.grad - (s.grad * s.output).sum(1, True)) - s.grad * (g * s.output).sum(1, True),
+        "grad": lambda s, g: softmax_grad_input(s.variant, g, s.output, s.dim),
+        "output": lambda s, g: (
+            g * (s.grad - (s.grad * s.output).sum(s.dim, True)) - s.grad * (g * s.output).sum(s.dim, True)
+        ),
     },
     saves="grad output",
     batched="grad output",
+    seen=along_dim,
 )
 log_softmax: Op = Op(
-    "log_softmax(Tensor input, str variant) -> Tensor",
-    lambda input: [tuple(input.shape)],
-    {"input": lambda s, grad: log_softmax_grad_input(s.variant, grad, s.result)},
+    "log_softmax(Tensor input, int dim, str variant) -> Tensor",
+    lambda input, dim: [tuple(input.shape)],
+    {"input": lambda s, grad: log_softmax_grad_input(s.variant, grad, s.result, s.dim)},
     saves="result",
     batched="input",
+    seen=along_dim,
 )
 log_softmax_grad_input: Op = Op(
-    "log_softmax_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
-    lambda grad, output: [tuple(grad.shape)],
+    "log_softmax_grad_input(Tensor grad, Tensor output, int dim, str variant) -> Tensor",
+    lambda grad, output, dim: [tuple(grad.shape)],
     {
-        "grad": lambda s, g: g - (g * s.output.exp()).sum(1, True),
-        "output": lambda s, g: -g * s.output.exp() * s.grad.sum(1, True),
+        "grad": lambda s, g: g - (g * s.output.exp()).sum(s.dim, True),
+        "output": lambda s, g: -g * s.output.exp() * s.grad.sum(s.dim, True),
     },
     saves="grad output",
     batched="grad output",
+    seen=along_dim,
 )
 
 
 def _cross_entropy_gradient(s: Any, grad: torch.Tensor) -> torch.Tensor:
     # The saved log_p is not differentiable; a second derivative goes through log_softmax.
-    log_p = log_softmax(s.variant, s.input) if torch.is_grad_enabled() else s.log_p
+    log_p = log_softmax(s.variant, s.input, 1) if torch.is_grad_enabled() else s.log_p
     return cross_entropy_grad_input(s.variant, grad, log_p, s.target, s.weight, s.ignore_index, s.label_smoothing)
 
 
@@ -200,23 +231,26 @@ def _slope(s: Any) -> torch.Tensor:
 
 def _pull(s: Any) -> torch.Tensor:
     """Σ_k t_k, the total weight with which a sample's target pulls: (N, D)."""
-    total = (1 - s.label_smoothing) * s.weight[
-        s.target.clamp(0, len(s.weight) - 1)
-    ] + s.label_smoothing * s.weight.mean()
-    return total * (s.target != s.ignore_index)
+    counted = s.target != s.ignore_index
+    if s.weight is None:
+        return counted.to(s.log_p.dtype)
+    hit = s.weight[s.target.clamp(0, len(s.weight) - 1)]
+    return ((1 - s.label_smoothing) * hit + s.label_smoothing * s.weight.mean()) * counted
 
 
 cross_entropy: Op = Op(
-    "cross_entropy(Tensor input, Tensor target, Tensor weight, int ignore_index, float label_smoothing,"
+    "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, float label_smoothing,"
     " str variant) -> (Tensor losses, Tensor weights, Tensor log_p)",
     lambda input, target, *_: [tuple(target.shape), tuple(target.shape), tuple(input.shape)],
     {"input": _cross_entropy_gradient},
     saves="input log_p target weight",
     batched="input target",
+    seen=by_class,
+    fills=CLASSES,
     check=lambda input, target, weight, ignore_index, _: shapes.class_indices(target, input.shape[1], ignore_index),
 )
 cross_entropy_grad_input: Op = Op(
-    "cross_entropy_grad_input(Tensor grad, Tensor log_p, Tensor target, Tensor weight, int ignore_index,"
+    "cross_entropy_grad_input(Tensor grad, Tensor log_p, Tensor target, Tensor? weight, int ignore_index,"
     " float label_smoothing, str variant) -> Tensor",
     lambda grad, log_p, *_: [tuple(log_p.shape)],
     {
@@ -225,8 +259,6 @@ cross_entropy_grad_input: Op = Op(
     },
     saves="grad log_p target weight",
     batched="grad log_p target",
+    seen=by_class,
+    fills=CLASSES_OF_LOG_P,
 )
-
-
-def _zero_bias(weight: torch.Tensor) -> torch.Tensor:
-    return weight.new_zeros(weight.shape[0])

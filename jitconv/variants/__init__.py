@@ -12,7 +12,7 @@ timed and reported beside the others.
 import importlib.util
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -29,6 +29,7 @@ class Variant:
     that is missing is the base's in `register_variant`, and for flatten means a view.
     tensors: give the kernels torch tensors as they come, instead of C-contiguous NumPy arrays on the CPU.
     whole: the ops are not kernels but complete functions of torch tensors with torch's signature and gradients.
+    calls: what is remembered of calls made before (calls.py).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Variant:
     ops: Mapping[str, Kernel]
     tensors: bool = False
     whole: bool = False
+    calls: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 OPS = (
@@ -101,6 +103,12 @@ def get(name: str) -> Variant:
     """Return the variant called `name`; ValueError names those there are."""
     _load(name)
     return _loaded[name]
+
+
+def loaded(name: str | None, device: str = "cpu") -> Variant | None:
+    """Return the variant called `name` (None: the best for `device`) if it has been used before, and has kernels."""
+    variant = _loaded.get(BEST[device] if name is None else name)
+    return None if variant is None or variant.whole else variant
 
 
 @torch.compiler.assume_constant_result

@@ -1,0 +1,216 @@
+"""What a call costs before it computes: an op bound to shapes once, and calls of layers that are remembered by shapes.
+
+torch's own layers take 2 to 6 µs a call, an autograd.Function in Python that does nothing takes 3. Checking arguments,
+working out shapes and asking torch for arrays took ten more; for shapes seen before, none of that is done again.
+"""
+
+import functools
+import math
+import operator
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch._C import _any_requires_grad, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._autograd import _profiler_enabled
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from jitconv import variants
+from jitconv.memory import LARGE, array_at, keep_freed_memory, prefer_huge_pages
+from jitconv.variants import Variant
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+REMEMBERED = 1024  # calls of a variant; then it begins anew
+_recorder = threading.local()
+keep_freed_memory()
+
+
+class Call:
+    """An op of a variant, bound to its constants and to the shapes of its tensors: call it with such tensors.
+
+    The tensors are no longer checked. All that follows from their shapes is worked out here, once.
+    """
+
+    def __init__(self, op: Any, variant: Variant, args: Sequence[Any]) -> None:
+        first = args[0]
+        tensors, constants = args[: op.tensors], args[op.tensors :]
+        names = op.arguments[: op.tensors]
+        self.op, self.variant = op, variant
+        self.kept = {name: _kept(arg) for name, arg in zip(op.arguments, args, strict=True)}
+        self.constants = [plain(constant) for constant in constants[: op.kernel_arguments - op.tensors]]
+        shapes = op.shapes(*args)
+        dtypes = [torch.int64 if name == "indices" else first.dtype for name in op.results]
+        self.prototypes = [
+            first.new_empty((), dtype=dtype).expand(shape) for shape, dtype in zip(shapes, dtypes, strict=True)
+        ]
+        self.empty = all(0 in shape for shape in shapes)
+        self.large = first.is_cpu and max(map(math.prod, shapes)) * first.itemsize >= LARGE
+        self.absent = {
+            i: first.new_full(*op.absent(names[i], args)) for i, tensor in enumerate(tensors) if tensor is None
+        }
+        self.arrays = first.is_cpu and not variant.tensors
+        self.contiguous = not any(tensor is not None and not tensor.is_contiguous() for tensor in tensors)
+        given = [self.absent.get(i, tensor) for i, tensor in enumerate(tensors)]
+        self.seen = [
+            (op.seen(name, tuple(array.shape), self.kept), numpy_dtype(array.dtype))
+            for name, array in zip((*names, *op.results), (*given, *self.prototypes), strict=True)
+        ]
+
+    def __call__(self, *tensors: Any) -> Any:
+        """Return the result, or the tuple of results, with its gradient if somebody may ask for it."""
+        if (torch.is_grad_enabled() and _any_requires_grad(*tensors)) or forward_ad._current_level >= 0:
+            return _apply(self, *tensors)
+        return self.run(tensors)
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        outs = [torch.empty_like(prototype) for prototype in self.prototypes]
+        if self.large:
+            for out in outs:
+                prefer_huge_pages(out)
+        given = self._given(tensors) if self.absent or not self.contiguous else tensors
+        if self.arrays:
+            views = [
+                array_at(tensor.data_ptr(), *seen) for tensor, seen in zip((*given, *outs), self.seen, strict=True)
+            ]
+        else:
+            views = [tensor.reshape(shape) for tensor, (shape, _) in zip((*given, *outs), self.seen, strict=True)]
+        self.op.fill(self.variant, views, self.constants, self.empty)
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def _given(self, tensors: Sequence[Any]) -> list[Any]:
+        """The tensors as kernels take them: every one there, and contiguous if the variant wants arrays."""
+        given = [self.absent.get(i, tensor) for i, tensor in enumerate(tensors)]
+        return given if self.variant.tensors else [tensor.contiguous() for tensor in given]
+
+
+class _Differentiable(torch.autograd.Function):
+    """The autograd of every call in eager mode, at half the cost of the operator's own."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *tensors: Any) -> Any:
+        results = call.run(tensors)
+        call.op.save(ctx, call.variant, call.kept, tensors, results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, *ctx.op.backward(ctx, grads[0], ctx.needs_input_grad[1:])
+
+
+# Function.apply without its checks for transforms of torch.func, which are a third of its time; `observed` made them.
+_apply = super(torch.autograd.Function, _Differentiable).apply
+
+
+def observed() -> bool:
+    """Whether somebody wants to see every operator: a compiler, a transform, a mode, a trace or a profiler."""
+    return (
+        torch.compiler.is_compiling()
+        or peek_interpreter_stack() is not None
+        or _len_torch_dispatch_stack() > 0
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
+    )
+
+
+def special(value: Any) -> bool:
+    """Whether a value is a tensor that only torch's dispatcher knows how to compute with."""
+    return isinstance(value, torch.Tensor) and (
+        type(value) not in PLAIN or value.is_meta or is_legacy_batchedtensor(value)
+    )
+
+
+def signature(args: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Return what a call follows from, if all its tensors are plain, contiguous and on the CPU; else None."""
+    parts: list[Any] = []
+    for arg in args:
+        kind = type(arg)
+        if kind in PLAIN:
+            if not arg.is_cpu or not arg.is_contiguous() or arg.is_neg() or is_legacy_batchedtensor(arg):
+                return None
+            parts += (arg.shape, arg.dtype)
+        elif kind is tuple or kind is list:
+            parts += (*arg, *map(type, arg))  # for 1 == 1.0 == True, but not every one is a stride
+        elif isinstance(arg, torch.Tensor):
+            return None
+        else:
+            parts += (arg, kind)
+    return tuple(parts)
+
+
+def remember(variant: Variant, key: Hashable, call: Call | None) -> None:
+    if len(variant.calls) >= REMEMBERED:
+        variant.calls.clear()
+    variant.calls[key] = call
+
+
+def record(call: Call, tensors: Sequence[Any], result: Any) -> None:
+    """Note a call for `remembered`, which may be watching."""
+    if (made := getattr(_recorder, "made", None)) is not None:
+        made.append((call, tensors, result))
+
+
+def remembered(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a layer's later calls with shapes and options seen before go straight to the op that they led to.
+
+    That is so where the layer gave its own tensors to one op and returned what it got: only shapes decided the rest.
+    """
+
+    @functools.wraps(layer)
+    def call(*args: Any, variant: str | None = None, **options: Any) -> Any:
+        chosen = None if observed() else variants.loaded(variant)
+        given = (*args, *options.values()) if options else args
+        parts = signature(given) if chosen is not None else None
+        if chosen is None or parts is None:
+            return layer(*args, **options, variant=variant)
+        key = (layer, *options, *parts)
+        try:
+            known = chosen.calls[key]
+        except KeyError:
+            made, result = _watched(layer, *args, **options, variant=variant)
+            remember(chosen, key, _straight(made, (*given, None), result))
+            return result
+        except TypeError:  # something that no layer takes for an option, which it will say
+            known = None
+        if known is None:
+            return layer(*args, **options, variant=variant)
+        result = known(*(*given, None)[: known.op.tensors])
+        return result[0] if type(result) is tuple else result
+
+    return call
+
+
+def _watched(layer: Callable[..., Any], *args: Any, **options: Any) -> tuple[list[Any], Any]:
+    """Call the layer; return the calls of ops that it made, and its result."""
+    before, _recorder.made = getattr(_recorder, "made", None), []
+    try:
+        result = layer(*args, **options)
+        return _recorder.made, result
+    finally:
+        _recorder.made = before
+
+
+def _straight(made: list[Any], given: Sequence[Any], result: Any) -> Call | None:
+    """The one call that was made, if it took the layer's own arguments and its first result is the layer's."""
+    if len(made) != 1:
+        return None
+    call, tensors, results = made[0]
+    first = results[0] if type(results) is tuple else results
+    same = len(tensors) <= len(given) and all(map(operator.is_, tensors, given))
+    return call if same and first is result else None
+
+
+def plain(value: Any) -> Any:
+    """A constant as kernels take it."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _kept(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else value
+
+
+@functools.cache
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype
