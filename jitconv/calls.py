@@ -19,7 +19,7 @@ from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from jitconv import variants
-from jitconv.memory import LARGE, array_at, keep_freed_memory, prefer_huge_pages
+from jitconv.memory import LARGE, keep_freed_memory, memory_of, prefer_huge_pages
 from jitconv.variants import Variant
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -38,7 +38,7 @@ class Call:
         first = args[0]
         tensors, constants = args[: op.tensors], args[op.tensors :]
         names = op.arguments[: op.tensors]
-        self.op, self.variant = op, variant
+        self.op, self.variant, self.tensors = op, variant, op.tensors
         self.kept = {name: _kept(arg) for name, arg in zip(op.arguments, args, strict=True)}
         self.constants = [plain(constant) for constant in constants[: op.kernel_arguments - op.tensors]]
         shapes = op.shapes(*args)
@@ -52,12 +52,12 @@ class Call:
             i: first.new_full(*op.absent(names[i], args)) for i, tensor in enumerate(tensors) if tensor is None
         }
         self.arrays = first.is_cpu and not variant.tensors
-        self.contiguous = not any(tensor is not None and not tensor.is_contiguous() for tensor in tensors)
+        self.plain = all(t is None or (t.is_contiguous() and not t.is_neg()) for t in tensors)
         given = [self.absent.get(i, tensor) for i, tensor in enumerate(tensors)]
-        self.seen = [
-            (op.seen(name, tuple(array.shape), self.kept), numpy_dtype(array.dtype))
-            for name, array in zip((*names, *op.results), (*given, *self.prototypes), strict=True)
-        ]
+        self.seen = []
+        for name, tensor in zip((*names, *op.results), (*given, *self.prototypes), strict=True):
+            shape, dtype = op.seen(name, tuple(tensor.shape), self.kept), numpy_dtype(tensor.dtype)
+            self.seen.append((shape, dtype, memory_of(math.prod(shape) * dtype.itemsize)))
 
     def __call__(self, *tensors: Any) -> Any:
         """Return the result, or the tuple of results, with its gradient if somebody may ask for it."""
@@ -70,20 +70,22 @@ class Call:
         if self.large:
             for out in outs:
                 prefer_huge_pages(out)
-        given = self._given(tensors) if self.absent or not self.contiguous else tensors
+        if self.absent or not self.plain:
+            tensors = self._given(tensors)
         if self.arrays:
-            views = [
-                array_at(tensor.data_ptr(), *seen) for tensor, seen in zip((*given, *outs), self.seen, strict=True)
+            arrays = [  # a third of Tensor.numpy()'s time
+                np.ndarray(shape, dtype, memory_at(tensor.data_ptr()))
+                for tensor, (shape, dtype, memory_at) in zip((*tensors, *outs), self.seen, strict=True)
             ]
         else:
-            views = [tensor.reshape(shape) for tensor, (shape, _) in zip((*given, *outs), self.seen, strict=True)]
-        self.op.fill(self.variant, views, self.constants, self.empty)
+            arrays = [tensor.reshape(seen[0]) for tensor, seen in zip((*tensors, *outs), self.seen, strict=True)]
+        self.op.fill(self.variant, arrays, self.constants, self.empty)
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def _given(self, tensors: Sequence[Any]) -> list[Any]:
-        """The tensors as kernels take them: every one there, and contiguous if the variant wants arrays."""
+        """The tensors as kernels take them: every one there, and contiguous unless the variant takes tensors."""
         given = [self.absent.get(i, tensor) for i, tensor in enumerate(tensors)]
-        return given if self.variant.tensors else [tensor.contiguous() for tensor in given]
+        return given if self.variant.tensors else [tensor.resolve_neg().contiguous() for tensor in given]
 
 
 class _Differentiable(torch.autograd.Function):
@@ -92,12 +94,12 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Any) -> Any:
         results = call.run(tensors)
-        call.op.save(ctx, call.variant, call.kept, tensors, results)
+        call.op.save(ctx, call, tensors, results)
         return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return None, *ctx.op.backward(ctx, grads[0], ctx.needs_input_grad[1:])
+        return None, *ctx.call.op.backward(ctx, grads[0], ctx.needs_input_grad[1:])
 
 
 # Function.apply without its checks for transforms of torch.func, which are a third of its time; `observed` made them.
@@ -140,7 +142,7 @@ def signature(args: Sequence[Any]) -> tuple[Any, ...] | None:
     return tuple(parts)
 
 
-def remember(variant: Variant, key: Hashable, call: Call | None) -> None:
+def remember(variant: Variant, key: Hashable, call: Any) -> None:
     if len(variant.calls) >= REMEMBERED:
         variant.calls.clear()
     variant.calls[key] = call
@@ -176,8 +178,9 @@ def remembered(layer: Callable[..., Any]) -> Callable[..., Any]:
             known = None
         if known is None:
             return layer(*args, **options, variant=variant)
-        result = known(*(*given, None)[: known.op.tensors])
-        return result[0] if type(result) is tuple else result
+        op, first_alone = known
+        result = op(*given) if len(given) == op.tensors else op(*(*given, None)[: op.tensors])
+        return result[0] if first_alone else result
 
     return call
 
@@ -192,14 +195,18 @@ def _watched(layer: Callable[..., Any], *args: Any, **options: Any) -> tuple[lis
         _recorder.made = before
 
 
-def _straight(made: list[Any], given: Sequence[Any], result: Any) -> Call | None:
-    """The one call that was made, if it took the layer's own arguments and its first result is the layer's."""
+def _straight(made: list[Any], given: Sequence[Any], result: Any) -> tuple[Call, bool] | None:
+    """The one call that was made, if it took the layer's own arguments, and whether its first result is the layer's.
+
+    None if the layer did something else as well.
+    """
     if len(made) != 1:
         return None
     call, tensors, results = made[0]
-    first = results[0] if type(results) is tuple else results
-    same = len(tensors) <= len(given) and all(map(operator.is_, tensors, given))
-    return call if same and first is result else None
+    if len(tensors) > len(given) or not all(map(operator.is_, tensors, given)):
+        return None
+    first_alone = type(results) is tuple and result is results[0]
+    return (call, first_alone) if first_alone or result is results else None
 
 
 def plain(value: Any) -> Any:

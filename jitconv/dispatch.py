@@ -119,11 +119,10 @@ class Op:
 
     def fill(self, variant: Variant, arrays: Sequence[Any], constants: Sequence[Any], empty: bool) -> None:
         """Run the kernel on arrays as it sees them, the op's and then the results', unless those are all empty."""
-        given, outs = arrays[: self.tensors], arrays[self.tensors :]
         if self.check is not None:
-            self.check(*given, *constants)
+            self.check(*arrays[: self.tensors], *constants)
         if not empty:
-            variant.ops[self.name](*given, *constants, *outs)
+            variant.ops[self.name](*arrays[: self.tensors], *constants, *arrays[self.tensors :])
 
     def absent(self, name: str, args: Sequence[Any]) -> tuple[tuple[int], float]:
         """Return shape and value of what stands for the argument `name` where it is None."""
@@ -140,27 +139,29 @@ class Op:
     def _on_tensors(self, *args: Any) -> Any:
         return Call(self, variants.get(args[-1]), args[:-1]).run(args[: self.tensors])
 
-    def save(self, ctx: Any, variant: Variant, kept: dict[str, Any], tensors: Sequence[Any], results: Any) -> None:
-        """Keep what the gradients will read: variant, arguments (of tensors, the shapes), and tensors in `saves`."""
-        several = isinstance(results, tuple)
-        values = (*tensors, *results) if several else (*tensors, results)
-        ctx.save_for_backward(*[values[index] for index in self.saved])
-        ctx.op, ctx.variant, ctx.kept = self, variant, kept
-        if several:
+    def save(self, ctx: Any, call: Any, tensors: Sequence[Any], results: Any) -> None:
+        """Keep what the gradients will read: the tensors in `saves`, and call.variant and call.kept."""
+        ctx.call = call
+        if isinstance(results, tuple):
             ctx.mark_non_differentiable(*results[1:])
+            values = (*tensors, *results)
+        else:
+            values = (*tensors, results)
+        ctx.save_for_backward(*[values[index] for index in self.saved])
 
     def set_up(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save, as torch.library and torch.func want it done: apart from the forward, from all of its inputs."""
         kept = {name: getattr(arg, "shape", arg) for name, arg in zip(self.arguments, inputs, strict=False)}
-        self.save(ctx, variants.get(inputs[-1]), kept, inputs[: self.tensors], output)
+        call = SimpleNamespace(op=self, variant=variants.get(inputs[-1]), kept=kept)
+        self.save(ctx, call, inputs[: self.tensors], output)
 
     def backward(self, ctx: Any, grad: torch.Tensor, needs: Sequence[bool]) -> list[Any]:
         """Return the gradient of every argument that needs one, None for the others.
 
         Raises RuntimeError where the op has no formula for it (a second derivative, say).
         """
-        tensors = dict(zip(self.saves, ctx.saved_tensors, strict=True))
-        saved = SimpleNamespace(**{**ctx.kept, **tensors}, shapes=ctx.kept, variant=ctx.variant)
+        kept, tensors = ctx.call.kept, dict(zip(self.saves, ctx.saved_tensors, strict=True))
+        saved = SimpleNamespace(**{**kept, **tensors}, shapes=kept, variant=ctx.call.variant)
         grads = []
         for name, needed in zip(self.arguments, needs, strict=False):
             if needed and name not in self.gradients:
@@ -212,7 +213,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return None, *ctx.op.backward(ctx, grads[0], ctx.needs_input_grad[1:-1]), None
+        return None, *ctx.call.op.backward(ctx, grads[0], ctx.needs_input_grad[1:-1]), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, op: Op, *args: Any) -> Any:

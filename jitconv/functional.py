@@ -20,12 +20,14 @@ from torch._prims_common import suggest_memory_format
 from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
 
 from jitconv import ops, shapes, variants
+from jitconv.calls import remembered
 from jitconv.variants import Variant
 
 Array = Any  # a NumPy array or a torch tensor; what comes in goes out
 Size = int | Sequence[int]  # one for both directions, or (vertical, horizontal)
 
 
+@remembered
 def conv2d(
     input: Array,
     weight: Array,
@@ -49,6 +51,7 @@ def conv2d(
     return _as_channels_last(out) if _channels_last(input) or _channels_last(weight) else out
 
 
+@remembered
 def max_pool2d(
     input: Array,
     kernel_size: Size,
@@ -91,6 +94,7 @@ def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: str
     return ops.flatten(chosen, input.reshape(image)).reshape(shape)
 
 
+@remembered
 def linear(input: Array, weight: Array, bias: Array | None = None, *, variant: str | None = None) -> Array:
     """Apply a fully-connected layer to input (..., I) with weight (O, I) and bias (O,): (..., O).
 
@@ -107,6 +111,7 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, variant: s
     return rows.reshape(*lead, weight.shape[0])
 
 
+@remembered
 def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> Array:
     """Return max(0, input) elementwise, any shape; NaN stays NaN. With `inplace` the result is written into input."""
     shapes.arrays(input=input)
@@ -125,6 +130,7 @@ def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> 
     return input
 
 
+@remembered
 def softmax(
     input: Array,
     dim: int | None = None,
@@ -137,6 +143,7 @@ def softmax(
     return _along(ops.softmax, "softmax", input, dim, dtype, variant)
 
 
+@remembered
 def log_softmax(
     input: Array,
     dim: int | None = None,
@@ -168,27 +175,31 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         raise ValueError(f"reduction must be used, not size_average={size_average!r} or reduce={reduce!r}")
+    losses, weights, *_ = _losses(input, target, weight, ignore_index, reduction, label_smoothing, variant=variant)
+    return losses if weights is None else _reduced(losses, weights, reduction)
+
+
+@remembered
+def _losses(
+    input: Array, target: Array, weight: Array | None, ignore_index: int, reduction: str, label_smoothing: float,
+    *, variant: str | None,
+) -> tuple[Array, ...]:  # fmt: skip
+    """The loss and the weight of every sample, or the loss as it is to be returned, and None."""
     by_index = shapes.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     chosen = _resolve(variant, input, weight)
     if chosen.whole:
         options = (None, ignore_index, None, reduction, label_smoothing)
         try:
-            return _whole(chosen, "cross_entropy", input, target, weight, *options)
+            return _whole(chosen, "cross_entropy", input, target, weight, *options), None
         except IndexError as error:
             raise ValueError(f"target must hold classes of input or ignore_index {ignore_index}: {error}") from None
-    class_dim = 0 if input.ndim == 1 else 1
     if not by_index:
-        return _soft_cross_entropy(chosen, input, target, weight, class_dim, reduction, label_smoothing)
-    one = input.ndim == 1
-    losses, weights, _ = ops.cross_entropy(
-        chosen,
-        input[None] if one else input,
-        _int64(target)[None] if one else _int64(target),
-        weight,
-        ignore_index,
-        float(label_smoothing),
-    )
-    return _reduced(losses[0] if one else losses, weights, reduction)
+        return _soft_losses(chosen, input, target, weight, label_smoothing)
+    target, how = _int64(target), (weight, ignore_index, float(label_smoothing))
+    if input.ndim > 1:
+        return ops.cross_entropy(chosen, input, target, *how)
+    losses, weights, _ = ops.cross_entropy(chosen, input[None], target[None], *how)
+    return losses[0], weights[0]
 
 
 SOFTMAX_FAMILY = (softmax, log_softmax, cross_entropy)
@@ -197,16 +208,17 @@ for _name in LAYERS:
     torch.fx.wrap(_name)  # torch.fx.symbolic_trace records the call and looks no further
 
 
-def _soft_cross_entropy(
-    variant: Variant, input: Array, target: Array, weight: Array, class_dim: int, reduction: str, smoothing: float
-) -> Array:
+def _soft_losses(
+    variant: Variant, input: Array, target: Array, weight: Array | None, smoothing: float
+) -> tuple[Array, Array]:
     """−Σ_c w[c] · t[c] · log_softmax(input)[c] with t = (1 − ε)·target + ε/C; 'mean' counts every sample as one."""
+    class_dim = 0 if input.ndim == 1 else 1
     log_p = log_softmax(input, class_dim, variant=variant.name)
     pulls = target * (1 - smoothing) + smoothing / input.shape[class_dim]
     if weight is not None:
         pulls = pulls * weight.reshape(-1, *[1] * (input.ndim - class_dim - 1))
     losses = -(log_p * pulls).sum(class_dim)
-    return _reduced(losses, np.float64(math.prod(losses.shape)), reduction)
+    return losses, np.float64(math.prod(losses.shape))
 
 
 def _reduced(losses: Array, weights: Array, reduction: str) -> Array:

@@ -2,12 +2,11 @@
 
 import ctypes
 import functools
-import math
 import mmap
 import sys
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 LARGE = 32 << 20  # bytes: what is larger, glibc always takes fresh from the kernel
@@ -40,10 +39,7 @@ def prefer_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-@functools.lru_cache(maxsize=4096)
-def array_at(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Return the C-contiguous array that lies at an address, which its caller keeps alive while it is used.
-
-    Results take the same few addresses again and again, so most arrays are made once: a fifth of Tensor.numpy()'s time.
-    """
-    return np.ndarray(shape, dtype, (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(address))
+@functools.lru_cache(maxsize=1024)
+def memory_of(size: int) -> Callable[[int], Any]:
+    """Return what gives, for an address, the buffer of so many bytes that lies there; it does not keep it alive."""
+    return (ctypes.c_char * size).from_address

@@ -272,6 +272,8 @@ def class_indices(target: Any, classes: int, ignore_index: int) -> None:
     """Check that every class index of a target on the CPU is in [0, classes) or is `ignore_index`; ValueError."""
     if not getattr(target, "is_cuda", False):
         values = np.asarray(target)
+        if values.size and values.view(np.uint64).max() < classes:  # as unsigned numbers, negative ones are huge
+            return
         wrong = values[((values < 0) | (values >= classes)) & (values != ignore_index)]
         if wrong.size:
             raise ValueError(f"target must be in [0, {classes}) or ignore_index {ignore_index}, got {wrong.flat[0]}")

@@ -48,18 +48,18 @@ def _launch() -> None:
 class Kernel:
     """One loop nest compiled twice: `serial` for one core, `parallel` (Numba's prange) for several."""
 
-    def __init__(self, serial: Callable[..., None], parallel: Callable[..., None]) -> None:
-        self.serial = serial
+    def __init__(self, serial: Callable[..., Any], parallel: Callable[..., Any]) -> None:
+        self.serial = self.alone = serial
         self.parallel = parallel
 
-    def run(self, kernel: Callable[..., None], threads: int, *args: Any) -> None:
-        """Call one of the two; `threads` is for kernels that share out their work themselves."""
-        kernel(*args)
+    def shared(self, threads: int, *args: Any) -> None:
+        """Run on Numba's threads; their number is for kernels that share out their work themselves."""
+        self.parallel(*args)
 
     def __call__(self, *args: Any) -> None:
         threads = count()
         if threads == 1:
-            self.run(self.serial, 1, *args)
+            self.alone(*args)
             return
         if not _launched:
             _launch()
@@ -67,7 +67,7 @@ class Kernel:
             before = numba.get_num_threads()
             numba.set_num_threads(threads)
             try:
-                self.run(self.parallel, threads, *args)
+                self.shared(threads, *args)
             finally:
                 numba.set_num_threads(before)
 

@@ -28,10 +28,15 @@ class Tiled(Kernel):
         parallel = FunctionType(driver.__code__, driver.__globals__, driver.__name__, driver.__defaults__)
         parallel.__qualname__, parallel.__module__ = f"{driver.__qualname__}.parallel", driver.__module__
         super().__init__(njit(driver, fastmath=FAST), njit(parallel, fastmath=FAST, parallel=True))
+        self.alone = self._alone
         self.plain: Callable[..., None] = plain[driver.__name__]
 
-    def run(self, kernel: Callable[..., Any], threads: int, *args: Any) -> None:
-        if kernel(threads, *args) is False:
+    def _alone(self, *args: Any) -> None:
+        if self.serial(1, *args) is False:
+            self.plain(*args)
+
+    def shared(self, threads: int, *args: Any) -> None:
+        if self.parallel(threads, *args) is False:
             self.plain(*args)
 
 

@@ -1,0 +1,100 @@
+"""Calls that are remembered: the second of its kind gives what the first did, and anything else is looked at anew."""
+
+import pytest
+import torch
+from torch.nn import functional as torch_functional
+
+import jitconv
+from jitconv import calls, variants
+from jitconv import functional as F
+
+X, W, B = torch.randn(2, 1, 6, 6), torch.randn(2, 1, 3, 3), torch.randn(2)
+
+
+def twice(layer: str, *args: object, **options: object) -> torch.Tensor:
+    first, second = (getattr(F, layer)(*args, **options) for _ in range(2))
+    assert torch.equal(first, second)
+    return second
+
+
+def known(layer: str) -> list[object]:
+    return [op for (what, *_), op in variants.get("jit-tiled").calls.items() if what is getattr(F, layer).__wrapped__]
+
+
+def test_straight_calls_are_remembered_and_others_are_not() -> None:
+    variants.get("jit-tiled").calls.clear()
+    twice("linear", torch.ones(2, 3), torch.ones(4, 3))
+    twice("linear", torch.ones(2, 2, 3), torch.ones(4, 3))
+    twice("conv2d", X, W, bias=B)
+    twice("relu", X.transpose(2, 3))
+    assert [op is not None for op in known("linear")] == [True, False]
+    assert [op is not None for op in known("conv2d")] == [True]
+    assert known("relu") == []
+
+
+def test_every_option_and_every_shape_counts() -> None:
+    for options in ({}, {"stride": 2}, {"stride": (2, 1)}, {"padding": "same"}, {"padding": 1, "dilation": 2}):
+        for x, w in ((X, W), (X[:1], W), (X.double(), W.double()), (torch.cat((X, X), 1), torch.cat((W, W), 1))):
+            expected = torch_functional.conv2d(x, w, None, **options)
+            torch.testing.assert_close(twice("conv2d", x, w, **options), expected)
+            torch.testing.assert_close(twice("conv2d", x, w, B.to(x.dtype), **options), expected + B[:, None, None])
+    torch.testing.assert_close(twice("softmax", X[0, 0], 0), torch.softmax(X[0, 0], 0))
+    torch.testing.assert_close(twice("softmax", X[0, 0], 1), torch.softmax(X[0, 0], 1))
+
+
+@pytest.mark.parametrize("stride", [True, 1.0, (True, 1), [1.0, 1], {}, set()])
+def test_what_equals_a_good_option_is_still_refused(stride: object) -> None:
+    twice("conv2d", X, W, None, 1)
+    twice("conv2d", X, W, None, (1, 1))
+    with pytest.raises((TypeError, ValueError), match="stride"):
+        F.conv2d(X, W, None, stride)  # type: ignore[arg-type]
+
+
+def test_tensors_that_only_look_alike() -> None:
+    x = torch.randn(4, 4)
+    twice("relu", x)
+    torch.testing.assert_close(F.relu(x.t()), torch.relu(x.t()))
+    negative = torch._neg_view(x)
+    torch.testing.assert_close(F.relu(negative), torch.relu(negative))
+    shifted = torch.randn(17)[1:].view(4, 4)
+    torch.testing.assert_close(F.relu(shifted), torch.relu(shifted))
+    with pytest.raises(TypeError, match="layout"):
+        F.relu(x.to_sparse())
+    assert F.relu(x.to("meta")).is_meta
+    assert isinstance(F.relu(torch.nn.Parameter(x)).grad_fn, torch.autograd.graph.Node)
+
+
+def test_gradients_of_remembered_calls() -> None:
+    for _ in range(2):
+        x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
+        found = torch.autograd.grad(F.conv2d(x, w, B, padding=1).square().sum(), (x, w))
+        expected = torch.autograd.grad(torch_functional.conv2d(x, w, B, padding=1).square().sum(), (x, w))
+        torch.testing.assert_close(found, expected)
+        with torch.no_grad():
+            assert not F.conv2d(x, w, B, padding=1).requires_grad
+
+
+def test_a_variant_that_is_registered_anew_is_called_anew() -> None:
+    for value in (1.0, 2.0):
+
+        def constant(x: object, out: object, value: float = value) -> None:
+            out[:] = value  # type: ignore[index]
+
+        jitconv.register_variant("constant", base="jit", relu=constant)
+        assert twice("relu", X, variant="constant").unique().tolist() == [value]
+
+
+def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "REMEMBERED", 8)
+    for length in range(1, 40):
+        twice("relu", torch.randn(length))
+    assert len(variants.get("jit-tiled").calls) <= 8
+
+
+def test_targets_are_looked_at_every_time() -> None:
+    logits = torch.randn(2, 4)
+    twice("cross_entropy", logits, torch.tensor([1, 3]))
+    for wrong in (4, -1):
+        with pytest.raises(ValueError, match=f"target must be in .* got {wrong}"):
+            F.cross_entropy(logits, torch.tensor([1, wrong]))
+    assert F.cross_entropy(logits, torch.tensor([1, -100])).isfinite()
