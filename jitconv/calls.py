@@ -24,6 +24,7 @@ from jitconv.variants import Variant
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 REMEMBERED = 1024  # calls of a variant; then it begins anew
+SMALL = 2048  # numbers in all arrays of a call; a second core would save less than the 6 µs that it takes to start
 _recorder = threading.local()
 keep_freed_memory()
 
@@ -46,7 +47,6 @@ class Call:
         self.prototypes = [
             first.new_empty((), dtype=dtype).expand(shape) for shape, dtype in zip(shapes, dtypes, strict=True)
         ]
-        self.empty = all(0 in shape for shape in shapes)
         self.large = first.is_cpu and max(map(math.prod, shapes)) * first.itemsize >= LARGE
         self.absent = {
             i: first.new_full(*op.absent(names[i], args)) for i, tensor in enumerate(tensors) if tensor is None
@@ -58,6 +58,9 @@ class Call:
         for name, tensor in zip((*names, *op.results), (*given, *self.prototypes), strict=True):
             shape, dtype = op.seen(name, tuple(tensor.shape), self.kept), numpy_dtype(tensor.dtype)
             self.seen.append((shape, dtype, memory_of(math.prod(shape) * dtype.itemsize)))
+        self.kernel = None if all(0 in shape for shape in shapes) else variant.ops[op.name]
+        if sum(math.prod(shape) for shape, _, _ in self.seen) <= SMALL:
+            self.kernel = getattr(self.kernel, "alone", self.kernel)
 
     def __call__(self, *tensors: Any) -> Any:
         """Return the result, or the tuple of results, with its gradient if somebody may ask for it."""
@@ -79,7 +82,7 @@ class Call:
             ]
         else:
             arrays = [tensor.reshape(seen[0]) for tensor, seen in zip((*tensors, *outs), self.seen, strict=True)]
-        self.op.fill(self.variant, arrays, self.constants, self.empty)
+        self.op.fill(self.kernel, arrays, self.constants)
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def _given(self, tensors: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from jitconv import variants
 from jitconv.calls import Call, observed, record, remember, signature, special
-from jitconv.variants import Variant
+from jitconv.variants import Kernel, Variant
 
 _library = torch.library.Library("jitconv", "DEF")
 
@@ -114,15 +114,16 @@ class Op:
         ]
         kept = {name: getattr(arg, "shape", arg) for name, arg in zip(self.arguments, args, strict=True)}
         views = [a.reshape(self.seen(name, a.shape, kept)) for name, a in zip(names, (*given, *outs), strict=True)]
-        self.fill(variant, views, args[self.tensors : self.kernel_arguments], all(0 in shape for shape in shapes))
+        kernel = None if all(0 in shape for shape in shapes) else variant.ops[self.name]
+        self.fill(kernel, views, args[self.tensors : self.kernel_arguments])
         return _one_or_all(outs)
 
-    def fill(self, variant: Variant, arrays: Sequence[Any], constants: Sequence[Any], empty: bool) -> None:
-        """Run the kernel on arrays as it sees them, the op's and then the results', unless those are all empty."""
+    def fill(self, kernel: Kernel | None, arrays: Sequence[Any], constants: Sequence[Any]) -> None:
+        """Run a kernel (None: there is nothing to fill) on arrays as it sees them, the op's and then the results'."""
         if self.check is not None:
             self.check(*arrays[: self.tensors], *constants)
-        if not empty:
-            variant.ops[self.name](*arrays[: self.tensors], *constants, *arrays[self.tensors :])
+        if kernel is not None:
+            kernel(*arrays[: self.tensors], *constants, *arrays[self.tensors :])
 
     def absent(self, name: str, args: Sequence[Any]) -> tuple[tuple[int], float]:
         """Return shape and value of what stands for the argument `name` where it is None."""
