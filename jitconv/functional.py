@@ -12,6 +12,7 @@ channels_last give results in channels_last where torch's do. Forward-mode deriv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,31 @@ def max_pool2d(
     if _channels_last(input):
         out, indices = _as_channels_last(out), _as_channels_last(indices)
     return (out, indices) if return_indices else out
+
+
+@remembered
+def conv2d_max_pool2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None,
+    convolution: tuple[Any, ...],
+    pooling: tuple[Any, ...],
+    *,
+    variant: str | None = None,
+) -> Array:
+    """Return max_pool2d(conv2d(input, weight, bias, *convolution), *pooling), in one pass if the variant has one.
+
+    convolution: stride, padding, dilation, groups; pooling: kernel_size, stride, padding, dilation, ceil_mode.
+    """
+    chosen = _resolve(variant, input, weight, bias)
+    by_channels = _channels_last(input) or _channels_last(weight)
+    if "conv2d_max_pool2d" not in chosen.ops or chosen.whole or by_channels:
+        return max_pool2d(conv2d(input, weight, bias, *convolution, variant=variant), *pooling, variant=variant)
+    geometry = shapes.conv2d(input, weight, bias, *convolution)
+    z = SimpleNamespace(shape=(*input.shape[:-3], weight.shape[0], *geometry.size), ndim=input.ndim)
+    windows = shapes.pooling(z, *pooling)
+    out, _ = _batched(input, lambda x: ops.conv2d_max_pool2d(chosen, x, weight, bias, *geometry, *windows))
+    return out
 
 
 def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: str | None = None) -> Array:

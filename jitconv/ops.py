@@ -105,6 +105,31 @@ max_pool2d_grad_input: Op = Op(
     batched="grad indices",
 )
 
+
+def _conv_grad(s: Any, grad: torch.Tensor) -> torch.Tensor:
+    """∂z of the convolution before a pooling, worked out once for all three gradients."""
+    if not hasattr(s, "conv_grad"):
+        shape = (*s.indices.shape[:2], *s.conv_size)
+        s.conv_grad = max_pool2d_grad_input(
+            s.variant, grad, s.indices, s.kernel_size, s.pool_stride, s.pool_padding, s.pool_dilation, shape
+        )
+    return s.conv_grad
+
+
+conv2d_max_pool2d: Op = Op(
+    "conv2d_max_pool2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
+    " SymInt[2] conv_size, int[2] kernel_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation,"
+    " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
+    lambda input, weight, *rest: [(input.shape[0], weight.shape[0], *rest[-1])] * 2,
+    {
+        name: lambda s, grad, of_conv=of_conv: of_conv(s, _conv_grad(s, grad))
+        for name, of_conv in conv2d.gradients.items()
+    },
+    saves="input weight indices",
+    batched="input",
+    fills=FILTERS,
+)
+
 flatten: Op = Op(
     "flatten(Tensor input, str variant) -> Tensor",
     lambda input: [(input.shape[0], input.shape[1] * input.shape[2] * input.shape[3])],

@@ -167,6 +167,13 @@ def max_pool2d(
     its top or left padding, as in torch.nn.MaxPool2d. Raises TypeError or ValueError.
     """
     arrays(input=input)
+    return pooling(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def pooling(
+    input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> MaxPool2d:
+    """max_pool2d of anything that has an ndim and a shape."""
     if input.ndim not in (3, 4):
         raise ValueError(f"input must be (N, C, H, W) or (C, H, W), got shape {shape_of(input)}")
     if min(input.shape[-3:]) < 1:

@@ -62,6 +62,7 @@ OPS = (
     "cross_entropy",
     "cross_entropy_grad_input",
 )
+FUSED_OPS = ("conv2d_max_pool2d",)  # two ops in one pass, for variants that gain by it; others run them in turn
 EXACT_OPS = ("max_pool2d", "flatten", "relu")  # and their gradients: equal to torch's bit for bit
 
 _BUILT_IN = {  # name: (module, device); slowest to fastest, the order of every table

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+import numpy as np
+
 from jitconv.variants import Variant, get
 from jitconv.variants.compiling import FAST, njit
 from jitconv.variants.threads import Kernel
-from jitconv.variants.tiled import conv2d, linear, phases, pooling
-
-plain = get("jit-parallel").ops
+from jitconv.variants.tiled import conv2d, fused, linear, phases, pooling
 
 
 class Tiled(Kernel):
@@ -24,12 +24,12 @@ class Tiled(Kernel):
     number that is not finite met zeros that are not part of the sum.
     """
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any, plain: Callable[..., None]) -> None:
         parallel = FunctionType(driver.__code__, driver.__globals__, driver.__name__, driver.__defaults__)
         parallel.__qualname__, parallel.__module__ = f"{driver.__qualname__}.parallel", driver.__module__
         super().__init__(njit(driver, fastmath=FAST), njit(parallel, fastmath=FAST, parallel=True))
         self.alone = self._alone
-        self.plain: Callable[..., None] = plain[driver.__name__]
+        self.plain = plain
 
     def _alone(self, *args: Any) -> None:
         if self.serial(1, *args) is False:
@@ -50,5 +50,18 @@ _drivers = (
     linear.linear_grad_input,
     linear.linear_grad_weight,
 )
-_borrowed = {op: kernel for op, kernel in plain.items() if not op.startswith("flatten")}  # flatten is a view
-VARIANTS = (Variant("jit-tiled", "cpu", {**_borrowed, **{driver.__name__: Tiled(driver) for driver in _drivers}}),)
+_plain = get("jit-parallel").ops
+_ops = {op: kernel for op, kernel in _plain.items() if not op.startswith("flatten")}  # flatten is a view
+_ops |= {driver.__name__: Tiled(driver, _plain[driver.__name__]) for driver in _drivers}
+
+
+def _in_turn(x: Any, weight: Any, bias: Any, *args: Any) -> None:
+    """conv2d_max_pool2d as the two ops that it stands for."""
+    *convolution, conv_size, kernel_size, stride, padding, dilation, out, indices = args
+    z = np.empty((x.shape[0], weight.shape[0], *conv_size), x.dtype)
+    _ops["conv2d"](x, weight, bias, *convolution, z)
+    _ops["max_pool2d"](z, kernel_size, stride, padding, dilation, out, indices)
+
+
+_ops["conv2d_max_pool2d"] = Tiled(fused.conv2d_max_pool2d, _in_turn)
+VARIANTS = (Variant("jit-tiled", "cpu", _ops),)

@@ -99,9 +99,15 @@ def spread_2x2(typing, grad, indices, o, n, W, first, out, i):
     return types.void(grad, indices, types.intp, types.intp, types.intp, types.intp, out, types.intp), code
 
 
+@inner
+def side_by_side(kernel_size, stride, padding, dilation):
+    """Whether windows are of 2×2, none shares a pixel with another, and none lies between two."""
+    return kernel_size == (2, 2) and stride == (2, 2) and padding == (0, 0) and dilation == (1, 1)
+
+
 def max_pool2d(workers, x, kernel_size, stride, padding, dilation, out, indices):
     """z[n, c, row, col] = max over the window, and its index; False for windows other than 2×2 side by side."""
-    if kernel_size != (2, 2) or stride != (2, 2) or padding != (0, 0) or dilation != (1, 1):
+    if not side_by_side(kernel_size, stride, padding, dilation):
         return False
     H, W = x.shape[2:]
     H_out, W_out = out.shape[2:]
@@ -130,8 +136,7 @@ def max_pool2d_grad_input(workers, grad, indices, kernel_size, stride, padding, 
     if (kernel_size[0] - 1) * dilation[0] >= stride[0] or (kernel_size[1] - 1) * dilation[1] >= stride[1]:
         return False
     planes, (H, W), (H_out, W_out) = out.shape[0] * out.shape[1], out.shape[2:], grad.shape[2:]
-    side_by_side = kernel_size == (2, 2) and stride == (2, 2) and padding == (0, 0) and dilation == (1, 1)
-    whole = side_by_side and 2 * H_out <= H and 2 * W_out <= W
+    whole = side_by_side(kernel_size, stride, padding, dilation) and 2 * H_out <= H and 2 * W_out <= W
     for worker in prange(workers):
         begin, end = worker * planes // workers, (worker + 1) * planes // workers
         if whole:
