@@ -151,6 +151,7 @@ CASES: tuple[Case, ...] = (
     conv2d("groups", (2, 6, 7, 5), (4, 3, 3, 3), groups=2),
     conv2d("depthwise", (2, 5, 8, 9), (10, 1, 3, 3), groups=5, padding=1),
     conv2d("depthwise, stride", (1, 6, 9, 9), (6, 1, 5, 5), groups=6, padding=2, stride=2),
+    conv2d("depthwise, a large window", (1, 2, 8, 9), (2, 1, 7, 7), groups=2, padding=3, dilation=(1, 2)),
     conv2d("1×1", (2, 5, 6, 7), (7, 5, 1, 1)),
     conv2d("1×1, stride", (2, 5, 7, 6), (7, 5, 1, 1), stride=2),
     conv2d("kernel as large as the input", (3, 2, 5, 4), (3, 2, 5, 4)),
@@ -231,6 +232,7 @@ CASES: tuple[Case, ...] = (
     flatten("NaN, infinities", (2, 3, 5, 4), 1, -1, fill=sprinkled(NAN, INF, -INF)),
     *along("classes", (5, 10), 1),
     *along("many classes", (9, 43), 1),
+    *along("many classes of pixels", (2, 33, 5), 1),
     *along("last of three", (2, 3, 17), -1),
     *along("middle of four", (2, 5, 3, 4), 1),
     *along("first", (6, 7), 0),
@@ -258,6 +260,7 @@ CASES: tuple[Case, ...] = (
     cross_entropy("weights, smoothing, ignored", (4, 3), [0, 1, -100, 2], [0.5, 2.0, 1.0], label_smoothing=0.1),
     cross_entropy("many classes", (5, 43), [0, 42, -100, 7, 1], np.arange(43.0), label_smoothing=0.1),
     cross_entropy("pixels", (2, 3, 4, 5), np.arange(40).reshape(2, 4, 5) % 3),
+    cross_entropy("many classes of pixels", (2, 33, 5), np.arange(10).reshape(2, 5) * 3, label_smoothing=0.1),
     cross_entropy("batch 0", (0, 4), np.zeros(0, np.int64)),
     cross_entropy("probabilities", (2, 3), [[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]),
     cross_entropy(

@@ -13,7 +13,7 @@ have one thread for each element do less work.
 import functools
 from typing import Any, NamedTuple
 
-from jitconv.variants.cuda import direct, fixed, grid
+from jitconv.variants.cuda import direct, fixed, grid, grouped
 from jitconv.variants.cuda.grid import MOST_PLACES, divide, number, unfold
 from jitconv.variants.cuda.launch import device
 from jitconv.variants.cuda.matmul import Matrix, multiply, rows
@@ -154,8 +154,11 @@ def conv2d_grad_weight(grad: Any, x: Any, stride: Pair, padding: Pair, dilation:
     N, _, H_out, W_out = grad.shape
     groups = x.shape[1] // C_group
     filters, positions = C_out // groups, N * H_out * W_out
-    if (groups > 1 and filters < FEWEST_ROWS) or not countable(groups, positions):
+    if positions > MOST_PLACES:
         grid.VARIANT.ops["conv2d_grad_weight"](grad, x, stride, padding, dilation, out)
+        return
+    if filters < FEWEST_ROWS or not countable(groups, positions):
+        grouped.conv2d_grad_weight(grad, x, stride, padding, dilation, out)
         return
     layer = Layer(padding, dilation, C_group, (H_out, W_out))
     shape = groups, filters, C_group * K_h * K_w
