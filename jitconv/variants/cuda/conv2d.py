@@ -6,8 +6,8 @@ As products, for each group, with k = (c, i, j) or a position p = (n, row, col):
     grad_input    ∂x[c_in, p]   = Σ_(c_out, i, j) weight[c_out, c_in, i, j] · ∂z_col[(c_out, i, j), p]
     grad_weight   ∂w[c_out, k]  = Σ_p ∂z[c_out, p] · x_col[k, p]
 
-A tile of a product has SMALL.M rows of channels; where there are far fewer, most of it would be empty, and kernels that
-have one thread for each element do less work.
+A tile of a product has SMALL.M rows of channels; where there are far fewer, most of it would be empty, and kernels do
+less work that have one thread for each element (fixed.py) or many for each sum over positions (grouped.py).
 """
 
 import functools
