@@ -52,26 +52,45 @@ def measure_copy(benchmark: Any, row: Row) -> None:
 def measure_training(benchmark: Any, row: Row) -> None:
     """Time a step of SGD with momentum on `row.batch` digits, or an epoch of `row.size` digits in such batches."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    digits, labels = (tensor[: row.batch] for tensor in data.load()[0].tensors)
-    step = training_step(row, digits.to(DEVICE), labels.to(DEVICE))
+    digits, labels = data.load()[0].tensors
     if row.quantity.startswith("epoch"):
-        epoch = partial(_epoch, step, row)
-        measure(benchmark, row, partial(synchronised, epoch))
+        measure(benchmark, row, partial(synchronised, epoch(row, digits.to(DEVICE), labels.to(DEVICE))))
         return
-    call = partial(step, digits.to(DEVICE), labels.to(DEVICE))
+    host = digits[: row.batch], labels[: row.batch]
+    batch = [tensor.to(DEVICE) for tensor in host]
+    step = training_step(row, lambda *batch: batch, *batch)
+    call = partial(step, *batch)
     measure(benchmark, row, partial(synchronised, call))
     benchmark.extra_info["kernel_seconds"] = kernel_seconds(call)
-    whole = lambda: step(digits.to(DEVICE), labels.to(DEVICE)).item()  # noqa: E731
+    whole = lambda: step(*[tensor.to(DEVICE) for tensor in host]).item()  # noqa: E731
     benchmark.extra_info["end_to_end_seconds"] = [seconds(whole) for _ in range(ROUNDS)]
 
 
-def training_step(row: Row, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a step of the row's variant, captured if its quantity says so; it fails if the first loss is wrong."""
+def epoch(row: Row, digits: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Return how to train on `row.size` digits, these again and again, in a random order, as `jitconv train` does."""
+    first = torch.arange(row.batch, device=digits.device)
+    step = training_step(row, lambda chosen: (digits[chosen], labels[chosen]), first)
+
+    def run() -> None:
+        order = torch.randperm(row.size, device=digits.device) % len(labels)
+        for chosen in order.split(row.batch):
+            step(chosen)
+
+    return run
+
+
+def training_step(row: Row, gather: Callable[..., Any], *inputs: Tensor) -> Callable[..., Tensor]:
+    """Return a step of the row's variant on the images and labels that `gather` makes of its inputs.
+
+    It is captured if the row's quantity says so; and it fails if the first loss is wrong.
+    """
     torch.manual_seed(0)
+    images, labels = gather(*inputs)
     model = SimpleConvNet(row.variant).to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
-    def step(images: Tensor, labels: Tensor) -> Tensor:
+    def step(*inputs: Tensor) -> Tensor:
+        images, labels = gather(*inputs)
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(images), labels, variant=row.variant)
         loss.backward()
@@ -82,19 +101,11 @@ def training_step(row: Row, images: Tensor, labels: Tensor) -> Callable[[Tensor,
         reference = SimpleConvNet("torch").to(images.device)
         reference.load_state_dict(model.state_dict())
         expected = float(torch.nn.functional.cross_entropy(reference(images), labels))
-    taken = CapturedStep(step, model, optimizer, images, labels) if "captured" in row.quantity else step
-    first = float(taken(images, labels))
+    taken = CapturedStep(step, model, optimizer, *inputs) if "captured" in row.quantity else step
+    first = float(taken(*inputs))
     if not abs(first - expected) <= TOLERANCE * abs(expected):
         pytest.fail(f"wrong: the first loss is {first}, and torch's is {expected}")
     return taken
-
-
-def _epoch(step: Callable[[Tensor, Tensor], Tensor], row: Row) -> None:
-    """Train on `row.size` digits, the bundled ones again and again, in a random order."""
-    digits, labels = (tensor.to(DEVICE) for tensor in data.load()[0].tensors)
-    order = torch.randperm(row.size, device=digits.device) % len(labels)
-    for chosen in order.split(row.batch):
-        step(digits[chosen], labels[chosen])
 
 
 def calls(row: Row, expected: Expected, layer: Callable[..., Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:

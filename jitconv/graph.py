@@ -30,34 +30,34 @@ def record(work: Work, device: torch.device) -> tuple[Callable[[], Any], Tensor]
 
 
 class CapturedStep:
-    """A training step (images, labels) → loss that replays its recording; batches of another size take it eagerly.
+    """A training step (*inputs) → loss that replays its recording; inputs of other shapes take it eagerly.
 
     step must do the same work on the same memory each time, however often it is called: forward, loss, backward, and
-    an optimizer of `model`. What it has changed by being called for the recording is undone.
+    an optimizer of `model`. What it has changed by being called for the recording is undone. The recording reads its
+    inputs where they are copied to before each replay: indices are a smaller copy than the images they choose.
     """
 
     def __init__(
         self,
-        step: Callable[[Tensor, Tensor], Tensor],
+        step: Callable[..., Tensor],
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        images: Tensor,
-        labels: Tensor,
+        *inputs: Tensor,
         record: Callable[[Work, torch.device], tuple[Callable[[], Any], Tensor]] = record,
     ) -> None:
-        self.step, self.images, self.labels = step, images.clone(), labels.clone()
+        self.step, self.inputs = step, [given.clone() for given in inputs]
         before = {tensor: tensor.detach().clone() for tensor in _state(model, optimizer)}
-        self.replay, self.loss = record(lambda: step(self.images, self.labels), images.device)
+        self.replay, self.loss = record(lambda: step(*self.inputs), self.inputs[0].device)
         with torch.no_grad():
             for tensor in _state(model, optimizer):  # one that is new, momentum say, began as nothing
                 tensor.copy_(before.get(tensor, torch.zeros_like(tensor)))
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Take one step and return the loss before it."""
-        if images.shape != self.images.shape:
-            return self.step(images, labels)
-        self.images.copy_(images)
-        self.labels.copy_(labels)
+        if any(given.shape != own.shape for given, own in zip(inputs, self.inputs, strict=True)):
+            return self.step(*inputs)
+        for given, own in zip(inputs, self.inputs, strict=True):
+            own.copy_(given)
         self.replay()
         return self.loss.clone()  # the next replay overwrites it
 

@@ -100,7 +100,7 @@ class Run:
         self.epochs: list[Epoch] = []
         self.first_losses: list[float] = []
         self.warmup_seconds = 0.0
-        self.take_step: Callable[[Tensor, Tensor], Tensor] = self.step
+        self.take_step: Callable[[Tensor], Tensor] = self.step
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -123,26 +123,26 @@ class Run:
         if self.config.variant == "interpreted":
             return 0.0  # nothing to compile, and a single image takes it a minute
         start = time.perf_counter()
-        images, labels = self.images[: self.config.batch_size], self.labels[: self.config.batch_size]
-        loss = partial(functional.cross_entropy, target=labels, variant=self.config.variant)
-        warmup(self.model, images, loss, quiet=True)
+        first = torch.arange(len(self.labels), device=self.config.device)[: self.config.batch_size]
+        loss = partial(functional.cross_entropy, target=self.labels[first], variant=self.config.variant)
+        warmup(self.model, self.images[first], loss, quiet=True)
         if self.config.graph:
-            self.take_step = CapturedStep(self.step, self.model, self.optimizer, images, labels)
+            self.take_step = CapturedStep(self.step, self.model, self.optimizer, first)
         self._synchronize()
         return time.perf_counter() - start
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images and labels of an epoch's batches, in an order that only the seed and the epoch decide.
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Return the indices of the images in an epoch's batches, in an order that only the seed and the epoch decide.
 
         Of several processes each gets its part of every batch.
         """
         order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         chosen = torch.randperm(len(self.labels), generator=order)[: self.config.limit].to(self.config.device)
-        for indices in map(distributed.part, chosen.split(self.config.batch_size)):
-            yield self.images[indices], self.labels[indices]
+        return map(distributed.part, chosen.split(self.config.batch_size))
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Take one step of gradient descent and return the loss before it."""
+    def step(self, indices: Tensor) -> Tensor:
+        """Take one step of gradient descent on the images of these indices and return the loss before it."""
+        images, labels = self.images[indices], self.labels[indices]
         self.optimizer.zero_grad()
         loss = functional.cross_entropy(self.parallel(images), labels, variant=self.config.variant)
         share, loss = distributed.mean_loss(loss, len(labels))
@@ -155,8 +155,8 @@ class Run:
         losses, sizes, done = [], [], 0
         self._synchronize()
         start = time.perf_counter()
-        for images, labels in self.batches(number):
-            losses.append(self.take_step(images, labels))
+        for indices in self.batches(number):
+            losses.append(self.take_step(indices))
             sizes.append(min(self.config.batch_size, total - done))
             done += sizes[-1]
             on_step(done, total)

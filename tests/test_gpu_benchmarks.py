@@ -5,18 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_graph import replayed_on_the_cpu
+from test_graph import on_the_cpu
 
 from benchmarks import gpu, train_on_gpu
 from benchmarks.rows import Row
 from jitconv import variants
-from jitconv.graph import CapturedStep
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setattr(variants, "missing", lambda device: None)
@@ -54,7 +52,7 @@ class Event:
 def cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "FLUSH", 1)
-    monkeypatch.setattr(gpu, "CapturedStep", partial(CapturedStep, record=replayed_on_the_cpu))
+    monkeypatch.setattr(gpu, "CapturedStep", on_the_cpu)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(variants, "missing", lambda device: None)
@@ -110,7 +108,7 @@ def test_a_wrong_step_has_no_time(cpu_as_gpu: None, monkeypatch: pytest.MonkeyPa
     step = rows("training step, 64")[0]
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda logits, labels: torch.tensor(1.0))
     with pytest.raises(pytest.fail.Exception, match="wrong: the first loss is"):
-        gpu.training_step(step, torch.zeros(2, 1, 28, 28), torch.arange(2))
+        gpu.training_step(step, lambda *batch: batch, torch.zeros(2, 1, 28, 28), torch.arange(2))
 
 
 def test_trainings_are_results_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

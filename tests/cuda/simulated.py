@@ -10,7 +10,7 @@ import pytest
 
 from jitconv import variants
 from jitconv.cases import CASES, Case, contiguous
-from jitconv.variants.cuda import conv2d, fixed, grid, sums
+from jitconv.variants.cuda import conv2d, fixed, grid, softmax, sums
 from jitconv.variants.cuda.grid import MOST_PLACES, divide, unfold
 from jitconv.variants.cuda.sizes import SIMULATED
 from jitconv.verify import check
@@ -33,16 +33,23 @@ def test_values_and_gradients_equal_torch(case: Case, variant: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("layer", ["conv2d", "max_pool2d"])
+@pytest.mark.parametrize("layer", ["conv2d", "max_pool2d", "softmax", "log_softmax", "cross_entropy"])
 def test_what_32_bits_cannot_count_is_left_to_cuda(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (conv2d, fixed, sums):
+    for module in (conv2d, fixed, softmax, sums):
         monkeypatch.setattr(module, "MOST_PLACES", 1)
     left = []
     for op in variants.OPS:
         monkeypatch.setitem(grid.VARIANT.ops, op, partial(_noted, left, grid.VARIANT.ops[op]))  # type: ignore[arg-type]
     case = next(case for case in CASES if case.layer == layer)
     assert all(result.ok for result in check(case, "cuda-tiled simulated"))
-    assert len(left) == {"conv2d": 4, "max_pool2d": 2}[layer]
+    assert len(left) == {"conv2d": 4}.get(layer, 2)
+
+
+@pytest.mark.parametrize("name", ["groups", "1×1", "everything at once"])
+def test_more_groups_than_a_grid_has_rows_of_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv2d, "MOST_ROWS_OF_BLOCKS", 0)
+    case = next(case for case in CASES if str(case) == f"conv2d: {name}")
+    assert all(result.ok for result in check(case, "cuda-tiled simulated"))
 
 
 def _noted(left: list[Any], op: Callable[..., None], *args: Any) -> None:

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from shifted import shifted
 
 import jitconv
-from jitconv import functional, variants
+from jitconv import functional, nn, variants
 from jitconv.cases import CASES, Case
 from jitconv.train import Config, Run
-from jitconv.verify import check
+from jitconv.verify import Expected, check, results
 
 MISSING = variants.missing("cuda")
 if MISSING:
@@ -20,6 +22,8 @@ if MISSING:
 from jitconv.variants.cuda.launch import Kernel  # noqa: E402
 
 NAMES = ("cuda", "cuda-tiled")
+FIRST = [next(case for case in CASES if case.layer == layer) for layer in functional.LAYERS]
+SHIFTED = [*FIRST, *(case for case in CASES if case.name == "rows of multiples of four")]
 
 
 @pytest.fixture(autouse=True)
@@ -115,11 +119,13 @@ def test_host_threads_with_streams_of_their_own(variant: str) -> None:
         assert all(pool.map(work, range(32)))
 
 
-def test_arrays_that_begin_anywhere(variant: str) -> None:
-    x = torch.randn(1002, device="cuda")[1:]
-    assert torch.equal(functional.relu(x, variant=variant), x.relu())
-    x, weight = torch.randn(8 * 64 + 1, device="cuda")[1:].view(8, 64), torch.randn(16, 64, device="cuda")
-    assert torch.allclose(functional.linear(x, weight, variant=variant), x @ weight.T, atol=1e-4)
+@pytest.mark.parametrize("case", SHIFTED, ids=str)
+def test_arrays_that_begin_anywhere(case: Case, variant: str) -> None:
+    expected = Expected(case, device="cuda")
+    inputs = {name: shifted(value) for name, value in expected.inputs.items()}
+    layer = partial(getattr(functional, case.layer), variant=variant)
+    ours = results(layer, case, inputs, shifted(expected.grad.float()))
+    assert all(result.ok for result in expected.compare(variant, ours))
 
 
 def test_more_elements_than_32_bits_count(variant: str) -> None:
@@ -136,10 +142,88 @@ def test_more_elements_than_32_bits_count(variant: str) -> None:
     assert pooled.sum() == 6
 
 
+class Segmenter(torch.nn.Module):
+    """Every layer, a depthwise convolution and samples side by side in memory among them: (N, 4, H, W) → loss."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(4, 8, 3, padding=1, groups=4, variant=variant)
+        self.pool, self.relu = nn.MaxPool2d(2, variant=variant), nn.ReLU(variant=variant)
+        self.wide, self.last = nn.Conv2d(8, 40, 3, variant=variant), nn.Conv2d(40, 40, 1, variant=variant)
+        self.variant = variant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.last(self.relu(self.wide(self.pool(self.depthwise(x)))))
+        labels = torch.arange(logits[:, 0].numel(), device=x.device).view_as(logits[:, 0]) % 40
+        return functional.cross_entropy(logits, labels, label_smoothing=0.1, variant=self.variant)
+
+
+def gradients(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(model(x), list(model.parameters())))
+
+
+def close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+def models(variant: str, device: str) -> tuple[Segmenter, Segmenter]:
+    ours, theirs = Segmenter(variant).to(device), Segmenter("torch").to(device)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
-def test_the_second_gpu(variant: str) -> None:
-    x = torch.randn(5, 7, device="cuda:1")
-    assert torch.equal(functional.relu(x, variant=variant), x.relu())
+def test_forward_and_backward_on_another_gpu_than_the_current(variant: str) -> None:
+    for device in ("cuda:0", "cuda:1", "cuda:0"):  # with equal shapes: nothing prepared for one may serve the other
+        ours, theirs = models(variant, device)
+        x = torch.randn(3, 4, 16, 12, device=device)
+        assert close(gradients(ours, x), gradients(theirs, x))
+        assert torch.cuda.current_device() == 0
+
+
+def test_backward_runs_on_the_stream_of_its_forward(variant: str) -> None:
+    ours, theirs = models(variant, "cuda")
+    batch = torch.randn(3, 4, 16, 12, device="cuda")
+    gradients(ours, batch)
+    expected = gradients(theirs, batch)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        x = torch.zeros_like(batch)
+        torch.cuda._sleep(100_000_000)
+        x.copy_(batch)
+        loss = ours(x)
+    loss.backward()  # by autograd's thread; from the default stream, which has not waited
+    torch.cuda.synchronize()
+    assert close([parameter.grad for parameter in ours.parameters()], expected)
+
+
+def test_nothing_waits_for_the_gpu(variant: str) -> None:
+    ours, _ = models(variant, "cuda")
+    x = torch.randn(3, 4, 16, 12, device="cuda")
+    gradients(ours, x)
+    torch.cuda.set_sync_debug_mode("error")  # of torch's own calls; our launches ask the driver for nothing else
+    try:
+        gradients(ours, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_every_layer_is_captured(variant: str) -> None:
+    ours, _ = models(variant, "cuda")
+    x = torch.randn(3, 4, 16, 12, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        gradients(ours, x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(ours, x)
+    x.normal_()
+    graph.replay()
+    replayed = [grad.clone() for grad in captured]
+    assert all(map(torch.equal, replayed, gradients(ours, x)))
 
 
 def test_training_follows_torch(variant: str) -> None:

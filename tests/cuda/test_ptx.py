@@ -11,12 +11,15 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from cuda.bindings import nvjitlink
+from shifted import shifted
 
 from jitconv import functional, variants
 from jitconv.cases import CASES, Case
 from jitconv.variants.cuda import matmul
 from jitconv.variants.cuda.launch import Kernel, parameters
+from jitconv.variants.cuda.quads import aligned
 from jitconv.variants.cuda.sizes import LARGE
 from jitconv.verify import Expected, results
 
@@ -26,12 +29,13 @@ SEEN = [
     for layer in ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "log_softmax", "cross_entropy")
 ]
 TILED = (  # kernels of `cuda-tiled` that those do not reach
-    "conv2d: tile remainders, many channels", "conv2d: depthwise", "linear: tile remainders",
-    "linear: rows of multiples of four", "max_pool2d: ResNet's", "softmax: many classes", "log_softmax: many classes",
-    "cross_entropy: many classes",
+    "conv2d: tile remainders, many channels", "conv2d: depthwise", "conv2d: depthwise, a large window",
+    "linear: tile remainders", "linear: rows of multiples of four", "max_pool2d: ResNet's", "softmax: many classes",
+    "log_softmax: many classes", "cross_entropy: many classes", "softmax: many classes of pixels",
+    "log_softmax: many classes of pixels", "cross_entropy: many classes of pixels",
 )  # fmt: skip
 SEEN_TILED = [case for case in CASES if str(case) in TILED]
-PRODUCTS = [case for case in SEEN_TILED if case.layer in ("conv2d", "linear") and case.name != "depthwise"]
+PRODUCTS = [case for case in SEEN_TILED if case.layer in ("conv2d", "linear") and "depthwise" not in case.name]
 REGISTERS = 65_536  # of a multiprocessor: a block that asks for more cannot start
 Launches = list[tuple[Kernel, int, tuple[Any, ...]]]
 _lean: set[tuple[Any, ...]] = set()  # kernels are shared by layers, and take seconds to compile
@@ -86,6 +90,37 @@ def test_large_tiles_compile_to_lean_code(case: Case, launched: Launches, monkey
         assert ptx.count("ld.shared.v4") == 4 * 4, "the quads of a thread's rows and columns, for four terms"
         if case.name == "rows of multiples of four":
             assert re.search(r"ld\.global\S*\.v4", ptx)
+
+
+@pytest.mark.parametrize("case", [*SEEN, *(case for case in SEEN_TILED if "of four" in case.name)], ids=str)
+def test_no_quad_is_read_where_arrays_begin_anywhere(case: Case, launched: Launches) -> None:
+    expected = Expected(case)
+    layer = partial(getattr(functional, case.layer), variant="cuda-tiled unlaunched")
+    inputs = {name: shifted(value) for name, value in expected.inputs.items()}
+    results(layer, case, inputs, shifted(expected.grad.float()))
+    for kernel, _, args in launched:
+        given = [arg for arg in args[:-1] if isinstance(arg, torch.Tensor)]
+        assert aligned(*given) or not re.search(r"(ld|st)\.global\S*\.v", kernel.ptx((9, 0), *args))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if any(0 in shape for shape in case.arrays.values())], ids=str)
+def test_no_grid_is_empty(case: Case, launched: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(Kernel, "launch", lambda self, blocks, threads, *args: grids.append((*blocks, threads)))
+    for name in NAMES:
+        run(case, name, "float32")
+    assert all(min(grid) > 0 for grid in grids), "which the driver refuses"
+
+
+@pytest.mark.parametrize("layer", ["relu", "max_pool2d", "softmax"])
+def test_threads_are_counted_in_64_bits(layer: str, launched: Launches) -> None:
+    run(next(case for case in SEEN if case.layer == layer), "cuda-tiled", "float32")
+    assert launched
+    for kernel, _, args in launched:
+        ptx = kernel.ptx((9, 0), *args)
+        (block,) = re.findall(r"mov\.u32\s+(%r\d+), %ctaid\.x", ptx)
+        uses = [line.split()[0] for line in ptx.splitlines() if re.search(rf"{block}\b", line)]
+        assert uses == ["mov.u32", "mul.wide.s32"]
 
 
 def lean(ptx: str, capability: tuple[int, int], dtype: str, threads: int, args: tuple[Any, ...]) -> None:

@@ -6,14 +6,14 @@ As products, for each group, with k = (c, i, j) or a position p = (n, row, col):
     grad_input    ∂x[c_in, p]   = Σ_(c_out, i, j) weight[c_out, c_in, i, j] · ∂z_col[(c_out, i, j), p]
     grad_weight   ∂w[c_out, k]  = Σ_p ∂z[c_out, p] · x_col[k, p]
 
-A tile of a product has SMALL.M rows of channels; where there are far fewer, most of it would be empty, and kernels that
-have one thread for each element do less work.
+A tile of a product has SMALL.M rows of channels; where there are far fewer, most of it would be empty, and kernels do
+less work that have one thread for each element (fixed.py) or many for each sum over positions (grouped.py).
 """
 
 import functools
 from typing import Any, NamedTuple
 
-from jitconv.variants.cuda import direct, fixed, grid
+from jitconv.variants.cuda import direct, fixed, grid, grouped
 from jitconv.variants.cuda.grid import MOST_PLACES, divide, number, unfold
 from jitconv.variants.cuda.launch import device
 from jitconv.variants.cuda.matmul import Matrix, multiply, rows
@@ -154,8 +154,11 @@ def conv2d_grad_weight(grad: Any, x: Any, stride: Pair, padding: Pair, dilation:
     N, _, H_out, W_out = grad.shape
     groups = x.shape[1] // C_group
     filters, positions = C_out // groups, N * H_out * W_out
-    if (groups > 1 and filters < FEWEST_ROWS) or not countable(groups, positions):
+    if positions > MOST_PLACES:
         grid.VARIANT.ops["conv2d_grad_weight"](grad, x, stride, padding, dilation, out)
+        return
+    if filters < FEWEST_ROWS or not countable(groups, positions):
+        grouped.conv2d_grad_weight(grad, x, stride, padding, dilation, out)
         return
     layer = Layer(padding, dilation, C_group, (H_out, W_out))
     shape = groups, filters, C_group * K_h * K_w

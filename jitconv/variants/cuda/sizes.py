@@ -34,6 +34,7 @@ if SIMULATED:
     FEWEST_ROWS = 3
     MOST_DIRECT, DIRECT_FILTERS, DIRECT_POSITIONS, DIRECT_THREADS = 12, 2, 2, 3
     LANES, ROWS, FEWEST_CLASSES = 4, 2, 6
+    RESIDENT, MOST_SUMS = 4, 18
     ALIGNMENT = None  # of shared memory, in bytes; the simulator has none
 else:
     THREADS, MOST_BLOCKS = 256, 1 << 16
@@ -43,8 +44,10 @@ else:
     FEWEST_ROWS = 16  # of channels, below which a tile would be mostly empty
     MOST_DIRECT = 160  # terms of a direct convolution
     DIRECT_FILTERS, DIRECT_POSITIONS, DIRECT_THREADS = 20, 2, 128  # filters and positions of a thread
-    LANES, ROWS = 32, 8  # threads of a row of classes, rows of a block
+    LANES, ROWS = 32, 8  # threads of a row, rows of a block, where threads share sums (teams.py)
     FEWEST_CLASSES = 32  # that are worth so many threads
+    RESIDENT = 1024  # blocks of so many threads that a GPU has room for: so many loads hide the memory's latency
+    MOST_SUMS = 36  # of a thread in the gradient of grouped weights
     ALIGNMENT = 16
 
 

@@ -1,9 +1,8 @@
-"""softmax, log_softmax and cross_entropy for `cuda-tiled`: many classes of one sample are shared out to many threads.
+"""softmax, log_softmax and cross_entropy for `cuda-tiled`: bound by memory, so samples are read as few times as may be.
 
-The lanes of a row are neighbours among the threads and take its classes in turn, so that they read neighbours in
-memory; what one lane has found, a maximum or a sum, the others learn through shared memory. A row is read several
-times, but comes from memory once: the rows at work at one time fit into the nearest cache. Few classes, or samples
-that are neighbours in memory themselves (D > 1), are best served by the one thread a sample of `cuda`.
+Many classes of one sample are shared out to the threads of a team, few are a single thread's. One pass over the sample
+finds the largest class and the sum of exponentials, a second one writes the results; what it reads again is still in
+the nearest cache, into which the samples that are at work at one time fit.
 """
 
 import math
@@ -13,152 +12,118 @@ from typing import Any
 from numba import cuda
 
 from jitconv.variants.cuda import grid
-from jitconv.variants.cuda.grid import number
+from jitconv.variants.cuda.grid import MOST_PLACES, number
 from jitconv.variants.cuda.launch import Kernel, device
-from jitconv.variants.cuda.quads import load4
 from jitconv.variants.cuda.sizes import ALIGNMENT, FEWEST_CLASSES, LANES, ROWS, ceil_div
+from jitconv.variants.cuda.teams import ALONE, COLUMN, ROW, THREADS_OF_BLOCK, Team, larger
 
 
 @device
-def place(x):
-    """A thread's sample n, its row in the block, its lane, and the number of classes: none beyond the last sample."""
-    thread = cuda.threadIdx.x & (ROWS * LANES - 1)  # the mask changes nothing, but shows that no index is negative
-    row = thread // LANES
-    n = cuda.blockIdx.x * ROWS + row
-    return n, row, thread % LANES, x.shape[1] if n < x.shape[0] else 0
+def exp_below(x, value, top):
+    """exp(value − top); 0 for a value of −∞, below a top of −∞ too, which a larger class may yet replace"""
+    return number(x, 0) if value == -math.inf else math.exp(value - top)
 
 
-@device
-def larger(a, b):
-    """max(a, b); a NaN wins"""
-    return a if a > b or a != a else b
+def _kernels(team: Team) -> dict[str, Kernel]:
+    """Return the kernels for samples whose classes such teams share, by the names of their ops."""
+    size, place, team_max, team_sum = team.size, team.place, team.max, team.sum
+
+    @device
+    def exp_sum(x, parts, n, d, first, C):
+        """top = max_c x[n, c, d], and Σ_c exp(x[n, c, d] − top); the sum so far shrinks when the maximum grows"""
+        top, total = number(x, -math.inf), number(x, 0)
+        for c in range(first, C, size):
+            before, top = top, larger(x[n, c, d], top)
+            total = total * exp_below(x, before, top) + exp_below(x, x[n, c, d], top)
+        of_team = team_max(parts, top)
+        return of_team, team_sum(parts, total * exp_below(x, top, of_team))
+
+    @device
+    def log_exp_sum(x, parts, n, d, first, C):
+        """top as above, and the sum's logarithm; NaN where all classes are −∞"""
+        top, total = exp_sum(x, parts, n, d, first, C)
+        return top, math.log(total) if total > 0 else number(x, math.nan)
+
+    def softmax(x, out):
+        parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
+        n, d, first, C = place(x)
+        top, total = exp_sum(x, parts, n, d, first, C)
+        for c in range(first, C, size):
+            out[n, c, d] = math.exp(x[n, c, d] - top) / total
+
+    def softmax_grad_input(grad, z, out):
+        parts = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
+        n, d, first, C = place(grad)
+        part = number(grad, 0)
+        for c in range(first, C, size):
+            part += grad[n, c, d] * z[n, c, d]
+        total = team_sum(parts, part)
+        for c in range(first, C, size):
+            out[n, c, d] = z[n, c, d] * (grad[n, c, d] - total)
+
+    def log_softmax(x, out):
+        parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
+        n, d, first, C = place(x)
+        top, log_total = log_exp_sum(x, parts, n, d, first, C)
+        for c in range(first, C, size):
+            out[n, c, d] = x[n, c, d] - top - log_total
+
+    def log_softmax_grad_input(grad, z, out):
+        parts = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
+        n, d, first, C = place(grad)
+        part = number(grad, 0)
+        for c in range(first, C, size):
+            part += grad[n, c, d]
+        total = team_sum(parts, part)
+        for c in range(first, C, size):
+            out[n, c, d] = grad[n, c, d] - math.exp(z[n, c, d]) * total
+
+    def cross_entropy(x, target, weight, ignore_index, smoothing, losses, weights, log_p):
+        parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
+        n, d, first, C = place(x)
+        top, log_total = log_exp_sum(x, parts, n, d, first, C)
+        part = number(x, 0)
+        for c in range(first, C, size):
+            log_p[n, c, d] = x[n, c, d] - top - log_total
+            part -= weight[c] * log_p[n, c, d]
+        spread = team_sum(parts, part)  # which also waits until all have written what one reads now
+        if first == 0 and C > 0:
+            grid.loss_at(log_p, target, weight, ignore_index, 0, losses, weights, n, d)
+            if smoothing > 0 and target[n, d] != ignore_index:
+                losses[n, d] += smoothing * (spread / number(x, C) - losses[n, d])
+
+    def cross_entropy_grad_input(grad, log_p, target, weight, ignore_index, smoothing, out):
+        parts = cuda.shared.array((ROWS, LANES), log_p.dtype, alignment=ALIGNMENT)
+        n, d, first, C = place(log_p)
+        part = number(log_p, 0)
+        for c in range(first, C, size):
+            part += grid.pull_at(log_p, target, weight, smoothing, n, c, d)
+        total = team_sum(parts, part)
+        for c in range(first, C, size):
+            slope = math.exp(log_p[n, c, d]) * total - grid.pull_at(log_p, target, weight, smoothing, n, c, d)
+            out[n, c, d] = grad[n, d] * slope if target[n, d] != ignore_index else number(log_p, 0)
+
+    kernels = (
+        softmax, softmax_grad_input, log_softmax, log_softmax_grad_input, cross_entropy, cross_entropy_grad_input,
+    )  # fmt: skip
+    return {kernel.__name__: Kernel(kernel) for kernel in kernels}
 
 
-@device
-def exchange(parts, row, lane, part):
-    cuda.syncthreads()  # what was exchanged before has been read
-    parts[row, lane] = part
-    cuda.syncthreads()
+KERNELS = {team: _kernels(team) for team in (ROW, COLUMN, ALONE)}
 
 
-@device
-def row_max(parts, row, lane, part):
-    """max of the parts of all lanes"""
-    exchange(parts, row, lane, part)
-    result = parts[row, 0]
-    for first in range(0, LANES, 4):
-        a, b, c, d = load4(parts, (row, first))
-        result = larger(larger(larger(a, b), larger(c, d)), result)
-    return result
-
-
-@device
-def row_sum(parts, row, lane, part):
-    """Σ of the parts of all lanes"""
-    exchange(parts, row, lane, part)
-    result = number(parts, 0)
-    for first in range(0, LANES, 4):
-        a, b, c, d = load4(parts, (row, first))
-        result += (a + b) + (c + d)
-    return result
-
-
-@device
-def exp_sum(x, parts, n, row, lane, C):
-    """top = max_c x[n, c], and Σ_c exp(x[n, c] − top)"""
-    best, part = number(x, -math.inf), number(x, 0)
-    for c in range(lane, C, LANES):
-        best = larger(x[n, c, 0], best)
-    top = row_max(parts, row, lane, best)
-    for c in range(lane, C, LANES):
-        part += math.exp(x[n, c, 0] - top)
-    return top, row_sum(parts, row, lane, part)
-
-
-def softmax(x, out):
-    parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
-    n, row, lane, C = place(x)
-    top, total = exp_sum(x, parts, n, row, lane, C)
-    for c in range(lane, C, LANES):
-        out[n, c, 0] = math.exp(x[n, c, 0] - top) / total
-
-
-def softmax_grad_input(grad, z, out):
-    parts = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
-    n, row, lane, C = place(grad)
-    part = number(grad, 0)
-    for c in range(lane, C, LANES):
-        part += grad[n, c, 0] * z[n, c, 0]
-    total = row_sum(parts, row, lane, part)
-    for c in range(lane, C, LANES):
-        out[n, c, 0] = z[n, c, 0] * (grad[n, c, 0] - total)
-
-
-def log_softmax(x, out):
-    parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
-    n, row, lane, C = place(x)
-    write_log_softmax(x, parts, n, row, lane, C, out)
-
-
-@device
-def write_log_softmax(x, parts, n, row, lane, C, out):
-    top, total = exp_sum(x, parts, n, row, lane, C)
-    if C > 0:
-        log_total = math.log(total)
-        for c in range(lane, C, LANES):
-            out[n, c, 0] = x[n, c, 0] - top - log_total
-
-
-def log_softmax_grad_input(grad, z, out):
-    parts = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
-    n, row, lane, C = place(grad)
-    part = number(grad, 0)
-    for c in range(lane, C, LANES):
-        part += grad[n, c, 0]
-    total = row_sum(parts, row, lane, part)
-    for c in range(lane, C, LANES):
-        out[n, c, 0] = grad[n, c, 0] - math.exp(z[n, c, 0]) * total
-
-
-def cross_entropy(x, target, weight, ignore_index, smoothing, losses, weights, log_p):
-    parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
-    n, row, lane, C = place(x)
-    write_log_softmax(x, parts, n, row, lane, C, log_p)
-    cuda.syncthreads()  # one thread of the row reads what all have written
-    if lane == 0 and C > 0:
-        grid.loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, n, 0)
-
-
-def cross_entropy_grad_input(grad, log_p, target, weight, ignore_index, smoothing, out):
-    parts = cuda.shared.array((ROWS, LANES), log_p.dtype, alignment=ALIGNMENT)
-    n, row, lane, C = place(log_p)
-    part = number(log_p, 0)
-    for c in range(lane, C, LANES):
-        part += grid.pull_at(log_p, target, weight, smoothing, n, c, 0)
-    total = row_sum(parts, row, lane, part)
-    for c in range(lane, C, LANES):
-        slope = math.exp(log_p[n, c, 0]) * total - grid.pull_at(log_p, target, weight, smoothing, n, c, 0)
-        out[n, c, 0] = grad[n, 0] * slope if target[n, 0] != ignore_index else number(log_p, 0)
-
-
-def _by_rows(function: Callable[..., None], samples: int) -> Callable[..., None]:
-    """Return the op: `function` for rows of many classes, (N, C, 1), in argument `samples`; for others `cuda`'s."""
-    rows, others = Kernel(function), grid.VARIANT.ops[function.__name__]
+def _op(name: str) -> Callable[..., None]:
+    """Return the op; samples too many to count in 32 bits are left to `cuda`."""
 
     def run(*args: Any) -> None:
-        N, C, D = args[samples].shape
-        if D > 1 or C < FEWEST_CLASSES:
-            others(*args)
+        N, C, D = args[name == "cross_entropy_grad_input"].shape
+        team = ALONE if C < FEWEST_CLASSES else ROW if D == 1 else COLUMN
+        if N * D > MOST_PLACES:
+            grid.VARIANT.ops[name](*args)
         else:
-            rows.launch((ceil_div(N, ROWS), 1, 1), ROWS * LANES, *args)
+            KERNELS[team][name].launch((ceil_div(N * D, team.samples), 1, 1), THREADS_OF_BLOCK, *args)
 
     return run
 
 
-OPS = {
-    function.__name__: _by_rows(function, samples)
-    for function, samples in (
-        (softmax, 0), (softmax_grad_input, 0), (log_softmax, 0), (log_softmax_grad_input, 0),
-        (cross_entropy, 0), (cross_entropy_grad_input, 1),
-    )
-}  # fmt: skip
+OPS = {name: _op(name) for name in KERNELS[ALONE]}

@@ -1,7 +1,7 @@
 """The gradients of biases for `cuda-tiled`: sums over a whole batch, of which there are few for so many threads.
 
 Each sum is shared out to the threads of several blocks, which add up their shares in shared memory; the sums of the
-blocks are added up afterwards. Blocks have ROWS × LANES threads.
+blocks are added up afterwards.
 """
 
 from typing import Any
@@ -10,10 +10,16 @@ from numba import cuda
 
 from jitconv.variants.cuda import grid
 from jitconv.variants.cuda.grid import MOST_PLACES, divide, number
-from jitconv.variants.cuda.launch import Kernel, device, empty_like, size
-from jitconv.variants.cuda.matmul import add_up
-from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LANES, ROWS, ceil_div
-from jitconv.variants.cuda.softmax import row_sum
+from jitconv.variants.cuda.launch import Kernel, empty_like, size
+from jitconv.variants.cuda.sizes import ALIGNMENT, LANES, RESIDENT, ROWS, ceil_div
+from jitconv.variants.cuda.teams import (
+    THREADS_OF_BLOCK,
+    block_sum,
+    column_sum,
+    lane_of_row,
+    row_of_block,
+    thread_of_block,
+)
 
 FEWEST = 8  # terms of a thread that are worth another block
 
@@ -22,43 +28,28 @@ def _channel_sums(grad, parts):
     """parts[s, c] = Σ of the s-th share of grad[:, c, :], where grad is (N, C, P); a block a sum"""
     shared = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
     N, C, P = grad.shape
-    thread = cuda.threadIdx.x & (ROWS * LANES - 1)
-    c = cuda.blockIdx.x
+    c, share, shares = cuda.blockIdx.x, cuda.blockIdx.y, cuda.gridDim.y
     part = number(grad, 0)
-    for e in range(cuda.blockIdx.y * ROWS * LANES + thread, N * P, cuda.gridDim.y * ROWS * LANES):
+    for e in range(share * THREADS_OF_BLOCK + thread_of_block(), N * P, shares * THREADS_OF_BLOCK):
         n, p = divide(e, P)
         part += grad[n, c, p]
-    of_row = row_sum(shared, thread // LANES, thread % LANES, part)
-    total = column_sum(shared, thread // LANES, thread % LANES, of_row)
-    if thread == 0:
-        parts[cuda.blockIdx.y, c] = total
+    total = block_sum(shared, part)
+    if thread_of_block() == 0:
+        parts[share, c] = total
 
 
 def _column_sums(grad, parts):
     """parts[s, j] = Σ of the s-th share of grad[:, j], where grad is (N, O); a block has LANES columns"""
     shared = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
-    thread = cuda.threadIdx.x & (ROWS * LANES - 1)
-    row, lane = thread // LANES, thread % LANES
-    j = cuda.blockIdx.x * LANES + lane
+    row, share, shares = row_of_block(), cuda.blockIdx.y, cuda.gridDim.y
+    j = cuda.blockIdx.x * LANES + lane_of_row()
     part = number(grad, 0)
     if j < grad.shape[1]:
-        for n in range(cuda.blockIdx.y * ROWS + row, grad.shape[0], cuda.gridDim.y * ROWS):
+        for n in range(share * ROWS + row, grad.shape[0], shares * ROWS):
             part += grad[n, j]
-    total = column_sum(shared, row, lane, part)
+    total = column_sum(shared, part)
     if row == 0 and j < grad.shape[1]:
-        parts[cuda.blockIdx.y, j] = total
-
-
-@device
-def column_sum(shared, row, lane, part):
-    """Σ of the parts of all threads of this lane"""
-    cuda.syncthreads()
-    shared[row, lane] = part
-    cuda.syncthreads()
-    total = number(shared, 0)
-    for each in range(ROWS):
-        total += shared[each, lane]
-    return total
+        parts[share, j] = total
 
 
 channel_sums, column_sums = Kernel(_channel_sums), Kernel(_column_sums)
@@ -70,18 +61,23 @@ def conv2d_grad_bias(grad: Any, out: Any) -> None:
     if N * H * W > MOST_PLACES:
         grid.VARIANT.ops["conv2d_grad_bias"](grad, out)
     else:
-        _in_shares(channel_sums, grad.reshape(N, C, H * W), out, C, N * H * W // (ROWS * LANES))
+        in_shares(channel_sums, C, N * H * W // THREADS_OF_BLOCK, out, grad.reshape(N, C, H * W))
 
 
 def linear_grad_bias(grad: Any, out: Any) -> None:
     """∂b[j] = Σ_n ∂z[n, j]"""
-    _in_shares(column_sums, grad, out, ceil_div(size(out), LANES), grad.shape[0] // ROWS)
+    in_shares(column_sums, ceil_div(size(out), LANES), grad.shape[0] // ROWS, out, grad)
 
 
-def _in_shares(kernel: Kernel, grad: Any, out: Any, blocks: int, terms: int) -> None:
-    """Fill out with sums that so many blocks compute with so many terms a thread, or more blocks with fewer terms."""
-    shares = max(1, min(BUSY // blocks, terms // FEWEST))
-    parts = out[None] if shares == 1 else empty_like(out, (shares, size(out)))
-    kernel.launch((blocks, shares, 1), ROWS * LANES, grad, parts)
+def in_shares(kernel: Kernel, blocks: int, terms: int, out: Any, *args: Any) -> None:
+    """Fill out, a sum an element, through a kernel (*args, parts), parts: (shares, *out.shape).
+
+    So many blocks have so many terms a thread; where those are few blocks for a GPU, shares of the terms get blocks of
+    their own.
+    """
+    shares = max(1, min(RESIDENT // blocks, terms // FEWEST))
+    parts = out[None] if shares == 1 else empty_like(out, (shares, *out.shape))
+    kernel.launch((blocks, shares, 1), THREADS_OF_BLOCK, *args, parts)
     if shares > 1:
-        add_up(parts, out)
+        blocks = ceil_div(size(out), LANES)
+        column_sums.launch((blocks, 1, 1), THREADS_OF_BLOCK, parts.reshape(shares, -1), out.reshape(1, -1))
