@@ -233,6 +233,8 @@ CASES: tuple[Case, ...] = (
     *along("many classes", (9, 43), 1),
     *along("last of three", (2, 3, 17), -1),
     *along("middle of four", (2, 5, 3, 4), 1),
+    *along("tile remainders", (2, 5, 9, 17), 1),
+    *along("NaN, infinities, tile remainders", (2, 5, 9, 17), 1, fill=sprinkled(NAN, INF, -INF)),
     *along("first", (6, 7), 0),
     *along("one class", (4, 1), 1),
     *along("no classes", (4, 0), 1),
@@ -258,6 +260,14 @@ CASES: tuple[Case, ...] = (
     cross_entropy("weights, smoothing, ignored", (4, 3), [0, 1, -100, 2], [0.5, 2.0, 1.0], label_smoothing=0.1),
     cross_entropy("many classes", (5, 43), [0, 42, -100, 7, 1], np.arange(43.0), label_smoothing=0.1),
     cross_entropy("pixels", (2, 3, 4, 5), np.arange(40).reshape(2, 4, 5) % 3),
+    cross_entropy(
+        "pixels, weights, smoothing, ignored", (2, 5, 9, 17), np.arange(306).reshape(2, 9, 17) % 6, np.arange(1.0, 6),
+        label_smoothing=0.1, ignore_index=5,
+    ),
+    cross_entropy(
+        "NaN, infinities, tile remainders", (2, 3, 9, 17), np.arange(306).reshape(2, 9, 17) % 3,
+        fill=sprinkled(NAN, INF, -INF), reduction="none",
+    ),
     cross_entropy("batch 0", (0, 4), np.zeros(0, np.int64)),
     cross_entropy("probabilities", (2, 3), [[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]),
     cross_entropy(

@@ -25,12 +25,12 @@ def _compiled(tag: str, **options: Any) -> SimpleNamespace:
     return specialise(scalar, tag, _body, partial(_compile, **options), multiply_add=multiply_add)
 
 
-_serial = _compiled("jit")
+serial = _compiled("jit")
 _parallel = _compiled("jit_parallel", parallel=True)
 
 VARIANTS = (
-    Variant("jit", "cpu", {op: getattr(_serial, op) for op in OPS}),
-    Variant("jit-parallel", "cpu", {op: Kernel(getattr(_serial, op), getattr(_parallel, op)) for op in OPS}),
+    Variant("jit", "cpu", {op: getattr(serial, op) for op in OPS}),
+    Variant("jit-parallel", "cpu", {op: Kernel(getattr(serial, op), getattr(_parallel, op)) for op in OPS}),
 )
 
-DESCENT = {step: Kernel(getattr(_serial, step), getattr(_parallel, step)) for step in DESCENTS}
+DESCENT = {step: Kernel(getattr(serial, step), getattr(_parallel, step)) for step in DESCENTS}

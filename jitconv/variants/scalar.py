@@ -450,10 +450,9 @@ def cross_entropy_at(log_p, target, weight, smoothing, n, d):
 def loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, n, d):
     """The loss and the weight w[y] of a sample, both 0 where y is `ignore_index`"""
     y = target[n, d]
-    losses[n, d] = weights[n, d] = 0
-    if y != ignore_index:
-        losses[n, d] = cross_entropy_at(log_p, target, weight, smoothing, n, d)
-        weights[n, d] = weight[min(max(y, 0), weight.shape[0] - 1)]
+    counts, known = y != ignore_index, min(max(y, 0), weight.shape[0] - 1)
+    losses[n, d] = cross_entropy_at(log_p, target, weight, smoothing, n, d) if counts else zero(log_p)
+    weights[n, d] = weight[known] if counts else zero(weight)
 
 
 def cross_entropy(x, target, weight, ignore_index, smoothing, losses, weights, log_p):
