@@ -200,6 +200,8 @@ CASES: tuple[Case, ...] = (
     linear("the network's", (4, 2880), (500, 2880)),
     linear("tile remainders", (13, 71), (37, 71)),
     linear("rows of multiples of four", (12, 36), (20, 36)),
+    linear("many images, few outputs", (301, 70), (5, 70)),
+    linear("many images", (203, 37), (41, 37)),
     linear("one image", (1, 300), (33, 300)),
     linear("one output", (7, 19), (1, 19)),
     linear("one input", (7, 1), (5, 1)),
