@@ -74,7 +74,8 @@ def linear(workers, x, weight, bias, out):
     for n in range(N):
         out[n] = bias
     nothing = np.empty(0, out.dtype)
-    if N <= FEW_IMAGES or O <= min(FEW_OUTPUTS, I // TERMS):
+    few = min(FEW_OUTPUTS, I // TERMS)
+    if N <= FEW_IMAGES or few >= O:
         for worker in prange(workers):
             if N > O:
                 _dots(x, weight, out, share(N, worker, workers, DOT_ROWS), (NONE, O))
