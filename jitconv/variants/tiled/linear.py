@@ -38,80 +38,69 @@ def operand(matrix, turned):
 
 
 @inner
-def multiply(panels, b, turned, columns, c, start):
-    """Some columns of C: (M, N) = start + A · B, or C += A · B; b: (K, N), or turned, (N, K)."""
-    (M, N), K = c.shape, b.shape[1] if turned == 1 else b.shape[0]
-    target = Target(c.reshape(-1), N, Places(N, N))
-    product(Panels(panels, M, K), (NONE, M), operand(b, turned), columns, target, start)
+def panels_of(a, turned, rows):
+    """Some rows of A, packed; A is `a`, or turned, its columns."""
+    return pack_turned(a, rows) if turned == 1 else pack(a[rows[0] : rows[1]], 1)
 
 
 @inner
-def multiply_rows(panels, b, turned, rows, c, start):
-    """Some rows of C, from panels of the same rows of A."""
-    if rows[0] < rows[1]:
-        multiply(panels, b, turned, (NONE, c.shape[1]), c[rows[0] : rows[1]], start[rows[0] : rows[1]])
+def common_panels(a, turned, c):
+    """What the cores have in common: all of A, unless they share C by rows."""
+    M, N = c.shape
+    return np.empty(0, a.dtype) if M > N else panels_of(a, turned, (NONE, M))
 
 
 @inner
-def columns_of(worker, workers, c):
-    """The worker's columns of C."""
-    return share(c.shape[1], worker, workers, VECTORS * lanes(c))
+def multiply(worker, workers, a, a_turned, common, b, b_turned, c, start):
+    """The worker's rows, or if there are more, columns, of C: (M, N) = start + A · B, or C += A · B."""
+    (M, N), K = c.shape, b.shape[1] if b_turned == 1 else b.shape[0]
+    rows, columns, panels = (NONE, M), share(N, worker, workers, VECTORS * lanes(c)), common
+    if M > N:
+        rows, columns = share(M, worker, workers, ROWS), (NONE, N)
+        panels = panels_of(a, a_turned, rows)
+    first, last = rows
+    if first < last:
+        target = Target(c[first:last].reshape(-1), N, Places(N, N))
+        parts = Panels(panels, last - first, K)
+        product(parts, (NONE, last - first), operand(b, b_turned), columns, target, start[first:last])
 
 
 @inner
-def _dots(x, weight, out, rows, columns):
-    """z[n, j] += Σ_i w[j, i] · x[n, i] for some n and some j."""
-    (first, last), O = rows, out.shape[1]
-    if first < last and columns[0] < columns[1]:
-        runs, c = Runs(1, x.shape[1], 0, 0), out.reshape(-1)[first * O + columns[0] :]
-        images, weights = rows_of(x)[first:last], rows_of(weight)[columns[0] : columns[1]]
+def dot(worker, workers, x, weight, out):
+    """z[n, j] += Σ_i w[j, i] · x[n, i] for the worker's images or, if there are more, outputs."""
+    N, O = out.shape
+    rows, columns = (NONE, N), share(O, worker, workers, DOT_COLUMNS)
+    if N > O:
+        rows, columns = share(N, worker, workers, DOT_ROWS), (NONE, O)
+    if rows[0] < rows[1] and columns[0] < columns[1]:
+        runs, c = Runs(1, x.shape[1], 0, 0), out.reshape(-1)[rows[0] * O + columns[0] :]
+        images, weights = rows_of(x)[rows[0] : rows[1]], rows_of(weight)[columns[0] : columns[1]]
         dot_products(x.reshape(-1), images, weight.reshape(-1), weights, runs, c, O)
 
 
 def linear(workers, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i]"""
-    (N, O), I = out.shape, x.shape[1]
+    N, O = out.shape
     for n in range(N):
         out[n] = bias
-    nothing = np.empty(0, out.dtype)
-    few = min(FEW_OUTPUTS, I // TERMS)
-    if N <= FEW_IMAGES or few >= O:
+    if N <= FEW_IMAGES or min(FEW_OUTPUTS, x.shape[1] // TERMS) >= O:
         for worker in prange(workers):
-            if N > O:
-                _dots(x, weight, out, share(N, worker, workers, DOT_ROWS), (NONE, O))
-            else:
-                _dots(x, weight, out, (NONE, N), share(O, worker, workers, DOT_COLUMNS))
-    elif N > O:
-        for worker in prange(workers):
-            first, last = share(N, worker, workers, ROWS)
-            multiply_rows(pack(x[first:last], 1), weight, ONE, (first, last), out, nothing)
+            dot(worker, workers, x, weight, out)
     else:
-        panels = pack(x, 1)
+        panels, nothing = common_panels(x, NONE, out), np.empty(0, out.dtype)
         for worker in prange(workers):
-            multiply(panels, weight, ONE, columns_of(worker, workers, out), out, nothing)
+            multiply(worker, workers, x, NONE, panels, weight, ONE, out, nothing)
 
 
 def linear_grad_input(workers, grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
-    (N, I), start = out.shape, np.zeros(out.shape[0], out.dtype)
-    if N > I:
-        for worker in prange(workers):
-            first, last = share(N, worker, workers, ROWS)
-            multiply_rows(pack(grad[first:last], 1), weight, NONE, (first, last), out, start)
-    else:
-        panels = pack(grad, 1)
-        for worker in prange(workers):
-            multiply(panels, weight, NONE, columns_of(worker, workers, out), out, start)
+    panels, start = common_panels(grad, NONE, out), np.zeros(out.shape[0], out.dtype)
+    for worker in prange(workers):
+        multiply(worker, workers, grad, NONE, panels, weight, NONE, out, start)
 
 
 def linear_grad_weight(workers, grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
-    (O, I), start = out.shape, np.zeros(out.shape[0], out.dtype)
-    if O > I:
-        for worker in prange(workers):
-            rows = share(O, worker, workers, ROWS)
-            multiply_rows(pack_turned(grad, rows), x, NONE, rows, out, start)
-    else:
-        panels = pack_turned(grad, (NONE, O))
-        for worker in prange(workers):
-            multiply(panels, x, NONE, columns_of(worker, workers, out), out, start)
+    panels, start = common_panels(grad, ONE, out), np.zeros(out.shape[0], out.dtype)
+    for worker in prange(workers):
+        multiply(worker, workers, grad, ONE, panels, x, NONE, out, start)
