@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jitconv import data, functional, nn, variants
+    from jitconv import data, functional, nn, optim, variants
     from jitconv.model import SimpleConvNet
     from jitconv.variants import Variant, available, register_variant
     from jitconv.verify import diff_mse
@@ -22,6 +22,7 @@ __all__ = [
     "diff_mse",
     "functional",
     "nn",
+    "optim",
     "register_variant",
     "variants",
     "warmup",

@@ -202,6 +202,8 @@ CASES: tuple[Case, ...] = (
     linear("the network's", (4, 2880), (500, 2880)),
     linear("tile remainders", (13, 71), (37, 71)),
     linear("rows of multiples of four", (12, 36), (20, 36)),
+    linear("many images, few outputs", (301, 70), (5, 70)),
+    linear("many images", (203, 37), (41, 37)),
     linear("one image", (1, 300), (33, 300)),
     linear("one output", (7, 19), (1, 19)),
     linear("one input", (7, 1), (5, 1)),
@@ -236,6 +238,8 @@ CASES: tuple[Case, ...] = (
     *along("many classes of pixels", (2, 33, 5), 1),
     *along("last of three", (2, 3, 17), -1),
     *along("middle of four", (2, 5, 3, 4), 1),
+    *along("tile remainders", (2, 5, 9, 17), 1),
+    *along("NaN, infinities, tile remainders", (2, 5, 9, 17), 1, fill=sprinkled(NAN, INF, -INF)),
     *along("first", (6, 7), 0),
     *along("one class", (4, 1), 1),
     *along("no classes", (4, 0), 1),
@@ -262,6 +266,14 @@ CASES: tuple[Case, ...] = (
     cross_entropy("many classes", (5, 43), [0, 42, -100, 7, 1], np.arange(43.0), label_smoothing=0.1),
     cross_entropy("pixels", (2, 3, 4, 5), np.arange(40).reshape(2, 4, 5) % 3),
     cross_entropy("many classes of pixels", (2, 33, 5), np.arange(10).reshape(2, 5) * 3, label_smoothing=0.1),
+    cross_entropy(
+        "pixels, weights, smoothing, ignored", (2, 5, 9, 17), np.arange(306).reshape(2, 9, 17) % 6, np.arange(1.0, 6),
+        label_smoothing=0.1, ignore_index=5,
+    ),
+    cross_entropy(
+        "NaN, infinities, tile remainders", (2, 3, 9, 17), np.arange(306).reshape(2, 9, 17) % 3,
+        fill=sprinkled(NAN, INF, -INF), reduction="none",
+    ),
     cross_entropy("batch 0", (0, 4), np.zeros(0, np.int64)),
     cross_entropy("probabilities", (2, 3), [[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]),
     cross_entropy(

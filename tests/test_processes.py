@@ -188,11 +188,12 @@ def test_importing_starts_nothing() -> None:
     code = """
 import sys, threading, jitconv
 assert "torch" not in sys.modules
-jitconv.nn, jitconv.functional, jitconv.SimpleConvNet
+jitconv.nn, jitconv.functional, jitconv.SimpleConvNet, jitconv.optim
 import numba
 loaded = [name for name in ("numba.cuda", "torchvision") if name in sys.modules]
 from jitconv.variants import jit
-compiled = [f for f in jit.VARIANTS[0].ops.values() if f.signatures]
+kernels = [*jit.VARIANTS[0].ops.values(), *(step.serial for step in jit.DESCENT.values())]
+compiled = [f for f in kernels if f.signatures]
 print(loaded, compiled, threading.active_count())
 """
     assert run(code).stdout.strip() == "[] [] 1"

@@ -11,6 +11,8 @@ from typing import Any
 
 import numba
 from filelock import FileLock
+from llvmlite import ir
+from numba.core import cgutils
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
@@ -19,6 +21,7 @@ from numba.core.caching import (
     UserWideCacheLocator,
 )
 from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic
 
 # Sums may be reordered and contracted to fused multiply-adds; NaN and infinity keep their meaning.
 FAST = frozenset({"contract", "reassoc", "nsz", "arcp"})
@@ -117,4 +120,16 @@ def specialise(
 
 
 def is_body(name: str) -> bool:
-    return name.endswith("_at") or name in ("number", "zero")
+    return name.endswith("_at") or name in ("number", "zero", "multiply_add")
+
+
+@intrinsic
+def multiply_add(typing, a, b, c):
+    """a·b + c, rounded once where the processor has an instruction for it."""
+
+    def code(context, builder, signature, args):
+        function_type = ir.FunctionType(args[0].type, [arg.type for arg in args])
+        name = f"llvm.fmuladd.f{signature.return_type.bitwidth}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+
+    return a(a, b, c), code

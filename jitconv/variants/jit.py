@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from jitconv.variants import EXACT_OPS, OPS, Variant, scalar
-from jitconv.variants.compiling import EXACT, FAST, njit, specialise
+from jitconv.variants.compiling import EXACT, FAST, multiply_add, njit, specialise
 from jitconv.variants.threads import Kernel
+
+DESCENTS = ("sgd", "sgd_momentum")  # steps of jitconv.optim: no layers, so no ops of a variant
 
 
 def _compile(function: Callable[..., None], **options: Any) -> Any:
-    exact = function.__name__.startswith(EXACT_OPS)
+    exact = function.__name__.startswith((*EXACT_OPS, *DESCENTS))
     return njit(function, fastmath=EXACT if exact else FAST, **options)
 
 
@@ -20,13 +22,15 @@ _body = partial(_compile, forceinline=True, cache=False)
 
 
 def _compiled(tag: str, **options: Any) -> SimpleNamespace:
-    return specialise(scalar, tag, _body, partial(_compile, **options))
+    return specialise(scalar, tag, _body, partial(_compile, **options), multiply_add=multiply_add)
 
 
-_serial = _compiled("jit")
+serial = _compiled("jit")
 _parallel = _compiled("jit_parallel", parallel=True)
 
 VARIANTS = (
-    Variant("jit", "cpu", {op: getattr(_serial, op) for op in OPS}),
-    Variant("jit-parallel", "cpu", {op: Kernel(getattr(_serial, op), getattr(_parallel, op)) for op in OPS}),
+    Variant("jit", "cpu", {op: getattr(serial, op) for op in OPS}),
+    Variant("jit-parallel", "cpu", {op: Kernel(getattr(serial, op), getattr(_parallel, op)) for op in OPS}),
 )
+
+DESCENT = {step: Kernel(getattr(serial, step), getattr(_parallel, step)) for step in DESCENTS}

@@ -27,6 +27,10 @@ def zero(array):
     return number(array, 0)
 
 
+def multiply_add(a, b, c):
+    return a * b + c
+
+
 # ---------------------------------------------------------------------------------------------------------
 # conv2d
 #   interpreted   seven nested loops, about 0.1 µs a multiply-add: the study's starting point
@@ -446,10 +450,9 @@ def cross_entropy_at(log_p, target, weight, smoothing, n, d):
 def loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, n, d):
     """The loss and the weight w[y] of a sample, both 0 where y is `ignore_index`"""
     y = target[n, d]
-    losses[n, d] = weights[n, d] = 0
-    if y != ignore_index:
-        losses[n, d] = cross_entropy_at(log_p, target, weight, smoothing, n, d)
-        weights[n, d] = weight[min(max(y, 0), weight.shape[0] - 1)]
+    counts, known = y != ignore_index, min(max(y, 0), weight.shape[0] - 1)
+    losses[n, d] = cross_entropy_at(log_p, target, weight, smoothing, n, d) if counts else zero(log_p)
+    weights[n, d] = weight[known] if counts else zero(weight)
 
 
 def cross_entropy(x, target, weight, ignore_index, smoothing, losses, weights, log_p):
@@ -484,3 +487,43 @@ def cross_entropy_grad_input(grad, log_p, target, weight, ignore_index, smoothin
     N, C, D = out.shape
     for sample in prange(N * D):
         cross_entropy_grad_input_at(grad, log_p, target, weight, ignore_index, smoothing, out, sample // D, sample % D)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# sgd, the step of gradient descent, on parameters of any shape seen as one dimension
+#   jit           one pass over parameters, slopes and velocities, where torch makes three: bound by memory traffic
+# Conditions are expressions, not statements: a store in one of two branches would keep the loop off vector registers.
+# Each multiply_add is one of torch's, so that a compiler that fuses it rounds where torch does.
+# ---------------------------------------------------------------------------------------------------------
+
+
+def sgd_slope_at(param, grad, weight_decay, maximize, i):
+    """g = ∂p[i] + λ·p[i]; −∂p[i] if the loss is to be as large as possible"""
+    slope = -grad[i] if maximize else grad[i]
+    return multiply_add(number(param, weight_decay), param[i], slope) if weight_decay != 0 else slope
+
+
+def sgd_at(param, grad, lr, weight_decay, maximize, i):
+    """p[i] = p[i] − γ·g"""
+    param[i] = multiply_add(number(param, -lr), sgd_slope_at(param, grad, weight_decay, maximize, i), param[i])
+
+
+def sgd(param, grad, lr, weight_decay, maximize):
+    for i in prange(param.shape[0]):
+        sgd_at(param, grad, lr, weight_decay, maximize, i)
+
+
+def sgd_momentum_at(param, grad, velocity, rates, first, nesterov, maximize, i):
+    """v[i] = (1 − τ)·g + μ·v[i], at first v[i] = g; p[i] = p[i] − γ·v[i], with Nesterov's momentum − γ·(g + μ·v[i])"""
+    lr, weight_decay, momentum, dampening = rates
+    mu = number(param, momentum)
+    slope = sgd_slope_at(param, grad, weight_decay, maximize, i)
+    speed = slope if first else multiply_add(number(param, 1 - dampening), slope, mu * velocity[i])
+    velocity[i] = speed
+    param[i] = multiply_add(number(param, -lr), multiply_add(mu, speed, slope) if nesterov else speed, param[i])
+
+
+def sgd_momentum(param, grad, velocity, rates, first, nesterov, maximize):
+    """rates: (γ, λ, μ, τ); first: nothing is in the velocities yet."""
+    for i in prange(param.shape[0]):
+        sgd_momentum_at(param, grad, velocity, rates, first, nesterov, maximize, i)

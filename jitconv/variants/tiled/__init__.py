@@ -1,8 +1,8 @@
 """`jit-tiled`: kernels that keep a tile of the result in vector registers, on all cores.
 
 product.py and dots.py are the two ways to fill a tile; shifts.py lays images out for them. conv2d.py, phases.py (its
-gradient for the input), linear.py and pooling.py are the layers made of them.
-What is left, the layers without products, is bound by memory already: `jit-parallel` computes them.
+gradient for the input), linear.py and pooling.py are the layers made of them; softmax.py stands on an exp of registers.
+What is left, relu and the biases' gradients, is bound by memory already: `jit-parallel` computes them.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import numpy as np
 from jitconv.variants import Variant, get
 from jitconv.variants.compiling import FAST, njit
 from jitconv.variants.threads import Kernel
-from jitconv.variants.tiled import conv2d, fused, linear, phases, pooling
+from jitconv.variants.tiled import conv2d, fused, linear, phases, pooling, softmax
 
 
 class Tiled(Kernel):
@@ -49,6 +49,12 @@ _drivers = (
     linear.linear,
     linear.linear_grad_input,
     linear.linear_grad_weight,
+    softmax.softmax,
+    softmax.softmax_grad_input,
+    softmax.log_softmax,
+    softmax.log_softmax_grad_input,
+    softmax.cross_entropy,
+    softmax.cross_entropy_grad_input,
 )
 _plain = get("jit-parallel").ops
 _ops = {op: kernel for op, kernel in _plain.items() if not op.startswith("flatten")}  # flatten is a view

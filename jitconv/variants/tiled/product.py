@@ -94,17 +94,17 @@ def pack(matrix, groups):
 
 
 @inner
-def pack_turned(matrix):
-    """The columns of a C-contiguous matrix, (K, M), as the rows of panels."""
-    K, M = matrix.shape
-    block, flat = block_of(K), matrix.reshape(-1)
-    numbers, at = np.empty(matrix.size, matrix.dtype), 0
+def pack_turned(matrix, columns):
+    """Some columns of a C-contiguous matrix, (K, …), as the rows of panels."""
+    (K, width), M = matrix.shape, columns[1] - columns[0]
+    block, flat = block_of(K), matrix.reshape(-1)[columns[0] :]
+    numbers, at = np.empty(K * M, matrix.dtype), 0
     for k in range(0, K, block):
         m = 0
         while m < M:
             height = panel_height(M - m)
             for t in range(k, min(k + block, K)):
-                copy(flat, t * M + m, numbers, at, height)
+                copy(flat, t * width + m, numbers, at, height)
                 at += height
             m += height
     return numbers

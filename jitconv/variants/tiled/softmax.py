@@ -1,0 +1,261 @@
+"""softmax, log_softmax, cross_entropy and their gradients over the classes c of x: (N, C, D), on vector registers.
+
+A register holds classes of one sample where they lie side by side, D = 1, and else the same class of samples side by
+side: then a few registers at a time, because lines that lie far apart in memory are read one by one. Either way a walk
+of some steps passes all classes, and the equations read alike.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from jitconv.variants.compiling import EXACT, njit
+from jitconv.variants.elementwise import everywhere, exp, highest, larger, load, log, store, total, width
+from jitconv.variants.jit import serial
+from jitconv.variants.simd import REGISTERS, zeros
+from jitconv.variants.tiled.product import share
+
+loss_at, number = serial.loss_at, serial.number
+WIDE = REGISTERS // 8  # registers of samples side by side
+
+
+def exact(function):
+    return njit(function, fastmath=EXACT, cache=False)
+
+
+def inlined(function):
+    return njit(function, fastmath=EXACT, cache=False, forceinline=True)
+
+
+class Walk(NamedTuple):
+    """Step k of `steps` begins at first + k·step and finds n − k·less numbers, or as many as a tile holds."""
+
+    first: int
+    steps: int
+    step: int
+    n: int
+    less: int
+
+
+class Labels(NamedTuple):
+    """What a loss compares with: scalar.py's arguments of these names."""
+
+    target: Any
+    weight: Any
+    ignore_index: int
+    smoothing: float
+
+
+@inlined
+def part(unit, x, worker, workers):
+    """The worker's walks, of those that pass all of x in tiles like `unit`."""
+    N, C, D = x.shape
+    return share(N if D == 1 else N * ((D + width(unit) - 1) // width(unit)), worker, workers, 1)
+
+
+@inlined
+def walk(unit, x, index):
+    (_, C, D), numbers = x.shape, width(unit)
+    if D == 1:
+        return Walk(index * C, (C + numbers - 1) // numbers, numbers, C, numbers)
+    n, d = place(unit, x, index)
+    return Walk(n * C * D + d, C, D, D - d, 0)
+
+
+@inlined
+def place(unit, x, index):
+    """The sample (n, d) of a walk, of several the first."""
+    across = (x.shape[2] + width(unit) - 1) // width(unit)
+    return index // across, index % across * width(unit)
+
+
+@inlined
+def get(unit, array, way, k, fill):
+    return load(unit, array, way.first + k * way.step, way.n - k * way.less, fill)
+
+
+@inlined
+def put(tile, array, way, k):
+    store(tile, array, way.first + k * way.step, way.n - k * way.less)
+
+
+@inlined
+def top_of(unit, x, way):
+    """max_c x[c]; a NaN need not win, because it makes the sum of the exponentials NaN."""
+    top = get(unit, x, way, 0, -math.inf)
+    for k in range(1, way.steps):
+        top = larger(top, get(unit, x, way, k, -math.inf))
+    return highest(top) if way.less > 0 else top
+
+
+@inlined
+def together(sums, way):
+    """The sum over all classes, of one sample in every lane or of each lane's own."""
+    return total(sums) if way.less > 0 else sums
+
+
+def softmax(workers, x, out):
+    for worker in prange(workers):
+        if x.shape[2] == 1:
+            _softmax(zeros(x, 1, 1), worker, workers, x, out)
+        else:
+            _softmax(zeros(x, 1, WIDE), worker, workers, x, out)
+
+
+@exact
+def _softmax(unit, worker, workers, x, out):
+    """z[c] = exp(x[c] − top) / Σ_k exp(x[k] − top)"""
+    (first, last), values, target = part(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
+    for index in range(first, last):
+        way = walk(unit, x, index)
+        top, powers = top_of(unit, values, way), everywhere(unit, 0)
+        for k in range(way.steps):
+            power = exp(get(unit, values, way, k, -math.inf) - top)
+            powers = powers + power
+            put(power, target, way, k)
+        share_of_one = everywhere(unit, 1) / together(powers, way)
+        for k in range(way.steps):
+            put(get(unit, target, way, k, 0) * share_of_one, target, way, k)
+
+
+def softmax_grad_input(workers, grad, z, out):
+    for worker in prange(workers):
+        if z.shape[2] == 1:
+            _softmax_grad_input(zeros(z, 1, 1), worker, workers, grad, z, out)
+        else:
+            _softmax_grad_input(zeros(z, 1, WIDE), worker, workers, grad, z, out)
+
+
+@exact
+def _softmax_grad_input(unit, worker, workers, grad, z, out):
+    """∂x[c] = z[c] · (∂z[c] − Σ_k ∂z[k] · z[k])"""
+    (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
+    target = out.reshape(-1)
+    for index in range(first, last):
+        way, products = walk(unit, z, index), everywhere(unit, 0)
+        for k in range(way.steps):
+            products = products + get(unit, slopes, way, k, 0) * get(unit, values, way, k, 0)
+        mean = together(products, way)
+        for k in range(way.steps):
+            put(get(unit, values, way, k, 0) * (get(unit, slopes, way, k, 0) - mean), target, way, k)
+
+
+def log_softmax(workers, x, out):
+    for worker in prange(workers):
+        if x.shape[2] == 1:
+            _log_softmaxes(zeros(x, 1, 1), worker, workers, x, out)
+        else:
+            _log_softmaxes(zeros(x, 1, WIDE), worker, workers, x, out)
+
+
+@exact
+def _log_softmaxes(unit, worker, workers, x, out):
+    """Fill the worker's part of `out`; return from which sample on, n·D + d, and up to which."""
+    (first, last), values, target = part(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
+    for index in range(first, last):
+        _log_softmax(unit, values, walk(unit, x, index), target)
+    (n, d), (n_end, d_end) = place(unit, x, first), place(unit, x, last)
+    return n * x.shape[2] + d, n_end * x.shape[2] + d_end
+
+
+@inlined
+def _log_softmax(unit, x, way, out):
+    """z[c] = x[c] − top − log Σ_k exp(x[k] − top)"""
+    top, powers = top_of(unit, x, way), everywhere(unit, 0)
+    for k in range(way.steps):
+        powers = powers + exp(get(unit, x, way, k, -math.inf) - top)
+    log_total = log(together(powers, way))
+    for k in range(way.steps):
+        put(get(unit, x, way, k, 0) - top - log_total, out, way, k)
+
+
+def log_softmax_grad_input(workers, grad, z, out):
+    for worker in prange(workers):
+        if z.shape[2] == 1:
+            _log_softmax_grad_input(zeros(z, 1, 1), worker, workers, grad, z, out)
+        else:
+            _log_softmax_grad_input(zeros(z, 1, WIDE), worker, workers, grad, z, out)
+
+
+@exact
+def _log_softmax_grad_input(unit, worker, workers, grad, z, out):
+    """∂x[c] = ∂z[c] − exp(z[c]) · Σ_k ∂z[k]"""
+    (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
+    target = out.reshape(-1)
+    for index in range(first, last):
+        way, grads = walk(unit, z, index), everywhere(unit, 0)
+        for k in range(way.steps):
+            grads = grads + get(unit, slopes, way, k, 0)
+        whole = together(grads, way)
+        for k in range(way.steps):
+            put(get(unit, slopes, way, k, 0) - exp(get(unit, values, way, k, 0)) * whole, target, way, k)
+
+
+def cross_entropy(workers, x, target, weight, ignore_index, smoothing, losses, weights, log_p):
+    """log_p = log_softmax(x), and from it the loss and the weight of each sample."""
+    D = x.shape[2]
+    for worker in prange(workers):
+        if D == 1:
+            samples = _log_softmaxes(zeros(x, 1, 1), worker, workers, x, log_p)
+        else:
+            samples = _log_softmaxes(zeros(x, 1, WIDE), worker, workers, x, log_p)
+        for sample in range(samples[0], samples[1]):
+            loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, sample // D, sample % D)
+
+
+def cross_entropy_grad_input(workers, grad, log_p, target, weight, ignore_index, smoothing, out):
+    for worker in prange(workers):
+        labels = Labels(target, weight, ignore_index, smoothing)
+        if out.shape[2] == 1:
+            _cross_entropy_grad_input(zeros(out, 1, 1), worker, workers, grad, log_p, labels, out)
+        else:
+            _cross_entropy_grad_input(zeros(out, 1, WIDE), worker, workers, grad, log_p, labels, out)
+
+
+@exact
+def _cross_entropy_grad_input(unit, worker, workers, grad, log_p, labels, out):
+    """∂x[c] = ∂loss · (exp(log_p[c]) · Σ_k t_k − t_c) with t_c = w[c] · ((1 − ε)·[c = y] + ε/C)"""
+    (first, last), logs, slopes = part(unit, out, worker, workers), log_p.reshape(-1), out.reshape(-1)
+    target, weight, ignore_index, smoothing = labels
+    spread = number(out, smoothing) / number(out, out.shape[1])
+    hit, spreads = number(out, 1) - number(out, smoothing), spread * weight.sum()
+    pulls, grads = np.zeros(width(unit), out.dtype), np.zeros(width(unit), out.dtype)
+    for index in range(first, last):
+        way, (n, start) = walk(unit, out, index), place(unit, out, index)
+        stop = min(start + width(unit), out.shape[2])
+        for d in range(start, stop):
+            y = target[n, d]
+            pulls[d - start] = hit * weight[y] + spreads if y != ignore_index else 0
+            grads[d - start] = grad[n, d]
+        _pull(unit, logs, weight, spread, each_lane(unit, pulls, way), way, slopes)
+        for d in range(start, stop):
+            if target[n, d] != ignore_index:
+                out[n, target[n, d], d] -= hit * weight[target[n, d]]
+        _scale(each_lane(unit, grads, way), way, slopes)
+        for d in range(start, stop):
+            if target[n, d] == ignore_index:
+                out[n, :, d] = 0
+
+
+@inlined
+def each_lane(unit, numbers, way):
+    """A number for each lane; the first one for all where they are classes of one sample."""
+    return everywhere(unit, numbers[0]) if way.less > 0 else load(unit, numbers, 0, numbers.size, 0)
+
+
+@inlined
+def _pull(unit, log_p, weight, spread, whole, way, out):
+    """out[c] = exp(log_p[c]) · Σ_k t_k − w[c] · ε/C"""
+    spread = everywhere(unit, spread)
+    for k in range(way.steps):
+        n, power = way.n - k * way.less, exp(get(unit, log_p, way, k, 0))
+        weights = load(unit, weight, k * way.step, n, 0) if way.less > 0 else everywhere(unit, weight[k])
+        put(power * whole - spread * weights, out, way, k)
+
+
+@inlined
+def _scale(factor, way, out):
+    for k in range(way.steps):
+        put(get(factor, out, way, k, 0) * factor, out, way, k)
