@@ -230,7 +230,7 @@ def _losses(
 
 SOFTMAX_FAMILY = (softmax, log_softmax, cross_entropy)
 LAYERS = {layer.__name__: layer for layer in (conv2d, max_pool2d, flatten, linear, relu, *SOFTMAX_FAMILY)}
-for _name in LAYERS:
+for _name in (*LAYERS, "conv2d_max_pool2d"):
     torch.fx.wrap(_name)  # torch.fx.symbolic_trace records the call and looks no further
 
 

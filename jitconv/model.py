@@ -23,9 +23,7 @@ class SimpleConvNet(nn.Module):
         self.softmax = layers.Softmax(dim=1, variant=variant)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.conv(x))
-        x = self.relu(self.fc1(self.flatten(x)))
-        return self.fc2(x)
+        return layers.in_turn(x, self.conv, self.pool, self.flatten, self.fc1, self.relu, self.fc2)
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the probability of each digit, (N, 10), for images x: (N, 1, 28, 28)."""

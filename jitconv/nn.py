@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.module import _has_any_global_hook
 
 from jitconv import functional as F
 from jitconv import variants
@@ -112,6 +113,51 @@ class CrossEntropyLoss(_Layer, nn.CrossEntropyLoss):
         )
 
 
+def in_turn(input: Tensor, *modules: nn.Module) -> Any:
+    """Return what modules make of input, one after the other.
+
+    A Conv2d and the MaxPool2d after it are computed in one pass if their variant has one and no hook looks between.
+    """
+    rest = list(modules)
+    while rest:
+        module = rest.pop(0)
+        if rest and _fusible(module, rest[0]):
+            input = _convolved_and_pooled(input, module, rest.pop(0))
+        else:
+            input = module(input)
+    return input
+
+
+def _fusible(conv: nn.Module, pool: nn.Module) -> bool:
+    return (
+        type(conv) is Conv2d
+        and type(pool) is MaxPool2d
+        and conv.variant == pool.variant
+        and conv.padding_mode == "zeros"
+        and not pool.return_indices
+        and not _has_any_global_hook()
+        and not any(map(_hooked, (conv, pool)))
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or "forward" in vars(module) or "_conv_forward" in vars(module)
+
+
+def _convolved_and_pooled(input: Tensor, conv: Any, pool: Any) -> Tensor:
+    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
+    pooling = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+    return F.conv2d_max_pool2d(input, conv.weight, conv.bias, convolution, pooling, variant=conv.variant)
+
+
+class Sequential(nn.Sequential):
+    """torch.nn.Sequential whose modules run `in_turn`; `convert` puts it in that one's place."""
+
+    def forward(self, input: Any) -> Any:
+        return in_turn(input, *self)
+
+
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     layer.__bases__[1]: layer  # keyed by the torch.nn class it stands in for
     for layer in (Conv2d, MaxPool2d, Flatten, Linear, ReLU, Softmax, LogSoftmax, CrossEntropyLoss)
@@ -136,6 +182,8 @@ def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = Fal
         if reasons[name] is None:
             module.__class__ = LAYERS.get(type(module), type(module))
             module.variant = variant
+        elif type(module) is nn.Sequential:
+            module.__class__ = Sequential
     if report:
         print(_report(model, variant, reasons))
     return model

@@ -122,8 +122,9 @@ conv2d_max_pool2d: Op = Op(
     " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
     lambda input, weight, *rest: [(input.shape[0], weight.shape[0], *rest[-1])] * 2,
     {
-        name: lambda s, grad, of_conv=of_conv: of_conv(s, _conv_grad(s, grad))
-        for name, of_conv in conv2d.gradients.items()
+        "input": lambda s, grad: conv2d.gradients["input"](s, _conv_grad(s, grad)),
+        "weight": lambda s, grad: conv2d.gradients["weight"](s, _conv_grad(s, grad)),
+        "bias": lambda s, grad: conv2d.gradients["bias"](s, _conv_grad(s, grad)),
     },
     saves="input weight indices",
     batched="input",

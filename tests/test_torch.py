@@ -49,6 +49,7 @@ OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "cross_entropy_grad_input": lambda: (
         leaf(2, 1), leaf(2, 3, 1), whole(3, 2, 1), torch.rand(3).double(), -100, 0.1,
     ),
+    "conv2d_max_pool2d": lambda: (leaf(2, 2, 6, 5), leaf(2, 1, 2, 2), None, *PAIRS, [4, 4], *POOLING, [2, 2]),
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_operators_hold_what_they_declare(name: str, variant: str) -> None:
 
 
 def test_every_operator_is_checked() -> None:
-    assert tuple(OPERATORS) == jitconv.variants.OPS
+    assert tuple(OPERATORS) == (*jitconv.variants.OPS, *jitconv.variants.FUSED_OPS)
 
 
 def results(function: Callable[..., torch.Tensor], *args: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -36,8 +36,8 @@ def test_the_ladder_is_in_order() -> None:
 def test_every_kernel_variant_has_every_op() -> None:
     for name in variants.available("cpu"):
         variant = variants.get(name)
-        optional = {"flatten", "flatten_grad_input"}
-        assert variant.whole or set(variant.ops) | optional == set(variants.OPS)
+        optional = {"flatten", "flatten_grad_input", *variants.FUSED_OPS}
+        assert variant.whole or set(variant.ops) | optional == {*variants.OPS, *variants.FUSED_OPS}
 
 
 def test_a_registered_variant_is_used_for_its_op_and_the_base_for_the_others() -> None:

@@ -62,7 +62,7 @@ OPS = (
     "cross_entropy",
     "cross_entropy_grad_input",
 )
-FUSED_OPS = ("conv2d_max_pool2d",)  # two ops in one pass, for variants that gain by it; others run them in turn
+FUSED_OPS = {"conv2d_max_pool2d": ("conv2d", "max_pool2d")}  # in one pass, where a variant gains by it
 EXACT_OPS = ("max_pool2d", "flatten", "relu")  # and their gradients: equal to torch's bit for bit
 
 _BUILT_IN = {  # name: (module, device); slowest to fastest, the order of every table
@@ -169,7 +169,9 @@ def register_variant(name: str, base: str, **ops: Kernel) -> Variant:
             raise ValueError(f"{op} must be an op of {base}, one of {', '.join(parent.ops)}")
         if not callable(kernel):
             raise TypeError(f"{op} must be a function, got {kernel!r}")
-    return add(replace(parent, name=name, ops={**parent.ops, **ops}))
+    fused = [op for op, parts in FUSED_OPS.items() if set(parts) & set(ops)]  # would not call the new kernels
+    kept = {op: kernel for op, kernel in parent.ops.items() if op not in fused}
+    return add(replace(parent, name=name, ops={**kept, **ops}))
 
 
 def resolve(variant: str | None, device: str) -> Variant:
