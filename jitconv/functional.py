@@ -12,7 +12,6 @@ channels_last give results in channels_last where torch's do. Forward-mode deriv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -97,8 +96,7 @@ def conv2d_max_pool2d(
     if "conv2d_max_pool2d" not in chosen.ops or chosen.whole or by_channels:
         return max_pool2d(conv2d(input, weight, bias, *convolution, variant=variant), *pooling, variant=variant)
     geometry = shapes.conv2d(input, weight, bias, *convolution)
-    z = SimpleNamespace(shape=(*input.shape[:-3], weight.shape[0], *geometry.size), ndim=input.ndim)
-    windows = shapes.pooling(z, *pooling)
+    windows = shapes.pooling((*input.shape[:-3], weight.shape[0], *geometry.size), *pooling)
     out, _ = _batched(input, lambda x: ops.conv2d_max_pool2d(chosen, x, weight, bias, *geometry, *windows))
     return out
 

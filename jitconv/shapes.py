@@ -167,17 +167,22 @@ def max_pool2d(
     its top or left padding, as in torch.nn.MaxPool2d. Raises TypeError or ValueError.
     """
     arrays(input=input)
-    return pooling(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return pooling(shape_of(input), kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def pooling(
-    input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    shape: tuple[int, ...],
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
 ) -> MaxPool2d:
-    """max_pool2d of anything that has an ndim and a shape."""
-    if input.ndim not in (3, 4):
-        raise ValueError(f"input must be (N, C, H, W) or (C, H, W), got shape {shape_of(input)}")
-    if min(input.shape[-3:]) < 1:
-        raise ValueError(f"input must have at least one channel, row and column, got shape {shape_of(input)}")
+    """Check a pooling of an input of which only the shape is known, and return its geometry; see max_pool2d."""
+    if len(shape) not in (3, 4):
+        raise ValueError(f"input must be (N, C, H, W) or (C, H, W), got shape {shape}")
+    if min(shape[-3:]) < 1:
+        raise ValueError(f"input must have at least one channel, row and column, got shape {shape}")
     kernel = pair("kernel_size", kernel_size, 1)
     whole = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
     strides = kernel if whole else pair("stride", stride, 1)
@@ -185,7 +190,7 @@ def pooling(
     if any(p > k // 2 for p, k in zip(before, kernel, strict=True)):
         raise ValueError(f"padding must be at most half of kernel_size {kernel_size!r}, got {padding!r}")
     sizes = []
-    for s, k, step, p, d in zip(input.shape[-2:], kernel, strides, before, dilations, strict=True):
+    for s, k, step, p, d in zip(shape[-2:], kernel, strides, before, dilations, strict=True):
         spare = s + 2 * p - d * (k - 1) - 1
         size = (-(-spare // step) if ceil_mode else spare // step) + 1
         if ceil_mode and (size - 1) * step >= s + p:
@@ -193,7 +198,7 @@ def pooling(
         if size < 1:
             raise ValueError(
                 f"kernel_size, dilated, must fit the padded input: got kernel_size {kernel_size!r}, dilation "
-                f"{dilation!r}, padding {padding!r} for input {shape_of(input)}"
+                f"{dilation!r}, padding {padding!r} for input {shape}"
             )
         sizes.append(size)
     return MaxPool2d(kernel, strides, before, dilations, (sizes[0], sizes[1]))
