@@ -46,6 +46,19 @@ def test_findings_follow_the_data(tmp_path: Path) -> None:
     assert '<td class="lost">0.50×</td>' in page
 
 
+def test_the_step_that_is_found_is_the_networks(tmp_path: Path) -> None:
+    steps = [
+        row(variant, seconds, work=work, group=group, quantity="step")
+        for group, work, ours, torchs in (
+            ("models", "alexnet", 1e-3, 9e-3),
+            ("network", "training step, 64", 1e-3, 2e-3),
+        )
+        for variant, seconds in (("jit-tiled", ours), ("torch", torchs))
+    ]
+    findings, _ = build(tmp_path, benchmarks(tmp_path, *steps, row("jit-tiled", 1e-3), row("torch", 2e-3)))
+    assert "takes jit-tiled 1/2.0 of torch's time" in findings[0]
+
+
 def test_rates_are_set_against_the_measured_peak(tmp_path: Path) -> None:
     machine = {"group": "machine", "layer": "machine", "quantity": "peak", "batch": 0, "flops": 4e9}
     peak = row("machine", 1e-3, work="multiply-adds", **machine)

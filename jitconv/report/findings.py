@@ -41,7 +41,12 @@ def _against_torch(times: pd.DataFrame) -> str:
     ours = times[
         (times["variant"] == OURS) & times["ratio"].notna() & times["group"].isin(["layers", "products", "resnet"])
     ]
-    step = times[(times["variant"] == OURS) & (times["quantity"] == "step") & (times["threads"] == 1)]
+    step = times[
+        (times["variant"] == OURS)
+        & (times["group"] == "network")
+        & (times["quantity"] == "step")
+        & (times["threads"] == 1)
+    ]
     if ours.empty:
         return ""
     lost = ours[ours["ratio"] < 1]
