@@ -40,8 +40,8 @@ class Call:
         tensors, constants = args[: op.tensors], args[op.tensors :]
         names = op.arguments[: op.tensors]
         self.op, self.variant, self.tensors = op, variant, op.tensors
-        self.kept = {name: _kept(arg) for name, arg in zip(op.arguments, args, strict=True)}
-        self.constants = [plain(constant) for constant in constants[: op.kernel_arguments - op.tensors]]
+        self.kept = op.kept(args)
+        self.constants = [tuple(c) if isinstance(c, list) else c for c in constants[: op.kernel_arguments - op.tensors]]
         shapes = op.shapes(*args)
         dtypes = [torch.int64 if name == "indices" else first.dtype for name in op.results]
         self.prototypes = [
@@ -83,7 +83,7 @@ class Call:
         else:
             arrays = [tensor.reshape(seen[0]) for tensor, seen in zip((*tensors, *outs), self.seen, strict=True)]
         self.op.fill(self.kernel, arrays, self.constants)
-        return outs[0] if len(outs) == 1 else tuple(outs)
+        return one_or_all(outs)
 
     def _given(self, tensors: Sequence[Any]) -> list[Any]:
         """The tensors as kernels take them: every one there, and contiguous unless the variant takes tensors."""
@@ -212,13 +212,8 @@ def _straight(made: list[Any], given: Sequence[Any], result: Any) -> tuple[Call,
     return (call, first_alone) if first_alone or result is results else None
 
 
-def plain(value: Any) -> Any:
-    """A constant as kernels take it."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _kept(value: Any) -> Any:
-    return value.shape if isinstance(value, torch.Tensor) else value
+def one_or_all(outs: list[Any]) -> Any:
+    return outs[0] if len(outs) == 1 else tuple(outs)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from torch._C import _get_tracing_state
 from torch._C._functorch import peek_interpreter_stack
 
 from jitconv import variants
-from jitconv.calls import Call, observed, record, remember, signature, special
+from jitconv.calls import Call, observed, one_or_all, record, remember, signature, special
 from jitconv.variants import Kernel, Variant
 
 _library = torch.library.Library("jitconv", "DEF")
@@ -112,11 +112,11 @@ class Op:
             np.full(*self.absent(name, args), dtype) if array is None else _sound(array)
             for name, array in zip(self.arguments[: self.tensors], args, strict=False)
         ]
-        kept = {name: getattr(arg, "shape", arg) for name, arg in zip(self.arguments, args, strict=True)}
+        kept = self.kept(args)
         views = [a.reshape(self.seen(name, a.shape, kept)) for name, a in zip(names, (*given, *outs), strict=True)]
         kernel = None if all(0 in shape for shape in shapes) else variant.ops[self.name]
         self.fill(kernel, views, args[self.tensors : self.kernel_arguments])
-        return _one_or_all(outs)
+        return one_or_all(outs)
 
     def fill(self, kernel: Kernel | None, arrays: Sequence[Any], constants: Sequence[Any]) -> None:
         """Run a kernel (None: there is nothing to fill) on arrays as it sees them, the op's and then the results'."""
@@ -124,6 +124,10 @@ class Op:
             self.check(*arrays[: self.tensors], *constants)
         if kernel is not None:
             kernel(*arrays[: self.tensors], *constants, *arrays[self.tensors :])
+
+    def kept(self, args: Sequence[Any]) -> dict[str, Any]:
+        """Return the arguments by name, of arrays and tensors the shapes alone."""
+        return {name: getattr(arg, "shape", arg) for name, arg in zip(self.arguments, args, strict=True)}
 
     def absent(self, name: str, args: Sequence[Any]) -> tuple[tuple[int], float]:
         """Return shape and value of what stands for the argument `name` where it is None."""
@@ -135,7 +139,7 @@ class Op:
             args[0].new_empty(shape, dtype=torch.int64 if name == "indices" else None)
             for name, shape in zip(self.results, self.shapes(*args[:-1]), strict=True)
         ]
-        return _one_or_all(outs)
+        return one_or_all(outs)
 
     def _on_tensors(self, *args: Any) -> Any:
         return Call(self, variants.get(args[-1]), args[:-1]).run(args[: self.tensors])
@@ -152,8 +156,7 @@ class Op:
 
     def set_up(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save, as torch.library and torch.func want it done: apart from the forward, from all of its inputs."""
-        kept = {name: getattr(arg, "shape", arg) for name, arg in zip(self.arguments, inputs, strict=False)}
-        call = SimpleNamespace(op=self, variant=variants.get(inputs[-1]), kept=kept)
+        call = SimpleNamespace(op=self, variant=variants.get(inputs[-1]), kept=self.kept(inputs[:-1]))
         self.save(ctx, call, inputs[: self.tensors], output)
 
     def backward(self, ctx: Any, grad: torch.Tensor, needs: Sequence[bool]) -> list[Any]:
@@ -180,7 +183,7 @@ class Op:
         }
         run = self._folded if mapped.keys() <= set(self.batched) else self._looped
         results = run(variants.get(name), info.batch_size, dict(zip(self.arguments, values, strict=True)), mapped)
-        return _one_or_all(results), _one_or_all([0] * len(results))
+        return one_or_all(results), one_or_all([0] * len(results))
 
     def _folded(self, variant: Variant, size: int, values: dict[str, Any], mapped: Mapping[str, Any]) -> list[Any]:
         for name in self.batched:
@@ -224,7 +227,3 @@ class _Transformed(torch.autograd.Function):
 def _sound(value: Any) -> Any:
     """An array as kernels may take it: C-contiguous, aligned and writeable."""
     return np.require(value, requirements=["C", "A", "W"])
-
-
-def _one_or_all(outs: list[Any]) -> Any:
-    return outs[0] if len(outs) == 1 else tuple(outs)

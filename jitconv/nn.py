@@ -142,7 +142,11 @@ def _fusible(conv: nn.Module, pool: nn.Module) -> bool:
 
 def _hooked(module: nn.Module) -> bool:
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or "forward" in vars(module) or "_conv_forward" in vars(module)
+    return any(hooks) or _replaced(module)
+
+
+def _replaced(module: nn.Module) -> bool:
+    return "forward" in vars(module) or "_conv_forward" in vars(module)
 
 
 def _convolved_and_pooled(input: Tensor, conv: Any, pool: Any) -> Tensor:
@@ -198,7 +202,7 @@ def _left_because(module: nn.Module) -> str | None:
         return "its shape is not known before its first call"
     if type(module) not in (kind, LAYERS[kind]):
         return f"a subclass of {kind.__name__}: its forward is its own"
-    if "forward" in vars(module) or "_conv_forward" in vars(module):
+    if _replaced(module):
         return "its forward was replaced"
     dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
     if not dtypes <= FLOATS:

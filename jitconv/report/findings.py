@@ -38,15 +38,8 @@ def _over_interpreted(times: pd.DataFrame) -> str:
 
 
 def _against_torch(times: pd.DataFrame) -> str:
-    ours = times[
-        (times["variant"] == OURS) & times["ratio"].notna() & times["group"].isin(["layers", "products", "resnet"])
-    ]
-    step = times[
-        (times["variant"] == OURS)
-        & (times["group"] == "network")
-        & (times["quantity"] == "step")
-        & (times["threads"] == 1)
-    ]
+    ours = times[(times["variant"] == OURS) & times["ratio"].notna() & times["group"].isin(SINGLE_LAYERS)]
+    step = chosen(times, variant=OURS, group="network", quantity="step", threads=1)
     if ours.empty:
         return ""
     lost = ours[ours["ratio"] < 1]

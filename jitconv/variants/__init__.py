@@ -106,9 +106,9 @@ def get(name: str) -> Variant:
     return _loaded[name]
 
 
-def loaded(name: str | None, device: str = "cpu") -> Variant | None:
-    """Return the variant called `name` (None: the best for `device`) if it has been used before, and has kernels."""
-    variant = _loaded.get(BEST[device] if name is None else name)
+def loaded(name: str | None) -> Variant | None:
+    """Return the variant called `name` (None: the CPU's best) if it has been used before, and has kernels."""
+    variant = _loaded.get(BEST["cpu"] if name is None else name)
     return None if variant is None or variant.whole else variant
 
 

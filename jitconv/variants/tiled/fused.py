@@ -6,9 +6,9 @@ Neither gradient asks for z: that of the pooling needs the indices, and that of 
 import numpy as np
 from numba import prange
 
-from jitconv.variants.simd import ROWS, lanes
+from jitconv.variants.simd import ROWS
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
-from jitconv.variants.tiled.pooling import max_2x2, side_by_side
+from jitconv.variants.tiled.pooling import pool_lines, side_by_side
 from jitconv.variants.tiled.product import NONE, Operand, Panels, Places, Target, finite, inner, pack, product
 from jitconv.variants.tiled.shifts import AT_ONCE, Geometry, blocking, plane_size, shares, shift_images, total_size
 
@@ -58,14 +58,4 @@ def _convolve_and_pool(worker, workers, x, weight, panels, bias, geometry, W, ou
                 for n in range(count):
                     for f in range(filters[0], filters[1]):
                         plane = ((first + n) * C_out + g * F + f) * H_out
-                        _pool_lines(z[(f * count + n) * run :], run // (2 * W), W, top, plane, out, indices)
-
-
-@inner
-def _pool_lines(z, rows, W, top, plane, out, indices):
-    """The windows of some lines; the first is line `top` of a plane that begins at line `plane` of all planes."""
-    W_out, target, places = out.shape[3], out.reshape(-1), indices.reshape(-1)
-    for row in range(rows):
-        for col in range(0, W_out, lanes(z)):
-            i, o = 2 * row * W + 2 * col, (plane + top + row) * W_out + col
-            max_2x2(z, i, W, 2 * top * W + i, target, o, places, W_out - col)
+                        pool_lines(z[(f * count + n) * run :], run // (2 * W), W, top, plane, out, indices)

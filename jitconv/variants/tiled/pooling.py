@@ -122,13 +122,19 @@ def max_pool2d(workers, x, kernel_size, stride, padding, dilation, out, indices)
 @inner
 def _windows(begin, end, x, out, indices):
     H, W = x.shape[2:]
-    H_out, W_out = out.shape[2:]
-    source, target, places = x.reshape(-1), out.reshape(-1), indices.reshape(-1)
+    H_out, source = out.shape[2], x.reshape(-1)
     for plane in range(begin, end):
-        for row in range(H_out):
-            i, o = (plane * H + 2 * row) * W, (plane * H_out + row) * W_out
-            for col in range(0, W_out, lanes(x)):
-                max_2x2(source, i + 2 * col, W, 2 * row * W + 2 * col, target, o + col, places, W_out - col)
+        pool_lines(source[plane * H * W :], H_out, W, 0, plane * H_out, out, indices)
+
+
+@inner
+def pool_lines(z, rows, W, top, plane, out, indices):
+    """Some lines of windows of z; the first is line `top` of a plane that begins at line `plane` of all planes."""
+    W_out, target, places = out.shape[3], out.reshape(-1), indices.reshape(-1)
+    for row in range(rows):
+        for col in range(0, W_out, lanes(z)):
+            i, o = 2 * row * W + 2 * col, (plane + top + row) * W_out + col
+            max_2x2(z, i, W, 2 * top * W + i, target, o, places, W_out - col)
 
 
 def max_pool2d_grad_input(workers, grad, indices, kernel_size, stride, padding, dilation, out):
