@@ -21,7 +21,7 @@ def _multiply_adds(a, b, out):
     """A full register tile, multiplied and added over and over by numbers in the first-level cache."""
     tile = simd.zeros(b, ROWS, VECTORS)
     for _ in range(STEPS):
-        tile = simd.outer(tile, a, 0, b, 0, None)
+        tile = simd.outer(tile, a, 0, 1, b, 0, None)
     simd.put(tile, out, 0, VECTORS * simd.lanes(b), None)
 
 

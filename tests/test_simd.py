@@ -12,7 +12,7 @@ DTYPES = ("float32", "float64")
 
 @njit
 def _outer(a, b, c, n, added):
-    tile = outer(zeros(c, ROWS, VECTORS), a, 1, b, 2, n)
+    tile = outer(zeros(c, ROWS, VECTORS), a, 1, 1, b, 2, n)
     if added:
         add(tile, c, 3, VECTORS * lanes(c) + 1, n)
     else:

@@ -4,10 +4,11 @@ LLVM is told to use vectors, instead of being trusted to find them; it turns the
 instructions. A tile has rows × vectors registers, each of `lanes` numbers. Written as loops over its numbers:
 
     tile = zeros(array, rows, vectors)                all 0; dtype from the array
-    tile = outer(tile, a, i, b, j, n)                 tile[r, v] += a[i + r] · b[j + v]
+    tile = outer(tile, a, i, pitch, b, j, n)          tile[r, v] += a[i + r·pitch] · b[j + v]
     tile = dots(tile, a, rows_at, b, columns_at, p, n)
         tile[r, c][lane] += a[rows_at[r] + p + lane] · b[columns_at[c] + p + lane]
     add(tile, c, i, pitch, n), put(tile, …)           c[i + r·pitch + v] += (or =) tile[r, v]
+    tile = plus(tile, c, i, pitch)                    tile[r, v] += c[i + r·pitch + v]
     fetch(tile, c, i, pitch)                          bring what `add` will read into the cache
     sums(tile, c)                                     c[r·vectors + v] = Σ_lane tile[r, v][lane]
     move(a, i, b, j, n)                               b[j + v] = a[i + v], for one register
@@ -80,8 +81,10 @@ class Code:
 
     def mask(self, n, first):
         """Which lanes stand for the numbers first, first + 1, … below n."""
-        numbers = ir.Constant(ir.VectorType(INDEX, self.tile.lanes), list(range(first, first + self.tile.lanes)))
-        return self.builder.icmp_signed("<", numbers, self.repeated(n))
+        stop = first + self.tile.lanes
+        n = self.builder.select(self.builder.icmp_signed("<", n, ir.Constant(INDEX, stop)), n, ir.Constant(INDEX, stop))
+        numbers = ir.Constant(ir.VectorType(INT, self.tile.lanes), list(range(first, stop)))
+        return self.builder.icmp_signed("<", numbers, self.repeated(self.builder.trunc(n, INT)))
 
     def repeated(self, value):
         vector = ir.VectorType(value.type, self.tile.lanes)
@@ -170,23 +173,25 @@ def zeros(typing, array, rows, vectors):
 
 
 @intrinsic
-def outer(typing, tile, a, i, b, j, n):
-    """tile[r, v] += a[i + r] · b[j + v]: every loaded number takes part in a row or a column of multiply-adds."""
+def outer(typing, tile, a, i, pitch, b, j, n):
+    """tile[r, v] += a[i + r·pitch] · b[j + v]: a loaded number takes part in a row or a column of multiply-adds."""
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        total, a_value, i_value, b_value, j_value, n_value = args
+        total, a_value, i_value, pitch_value, b_value, j_value, n_value = args
         n_value = _count(n, n_value)
         step = [ir.Constant(INDEX, v * tile.lanes) for v in range(tile.vectors)]
         row = [emit.load(emit.at(b, b_value, j_value, step[v]), n_value, v * tile.lanes) for v in range(tile.vectors)]
+        address = emit.at(a, a_value, i_value)
         for r in range(tile.rows):
-            factor = emit.repeated(builder.load(emit.at(a, a_value, i_value, ir.Constant(INDEX, r))))
+            factor = emit.repeated(builder.load(address))
+            address = builder.gep(address, [pitch_value])  # i + r·pitch at once: LLVM loads all first, and spills
             for v in range(tile.vectors):
                 place = r * tile.vectors + v
                 total = emit.set(total, place, emit.multiply_add(factor, row[v], emit.get(total, place)))
         return total
 
-    return tile(tile, a, types.intp, b, types.intp, n), code
+    return tile(tile, a, types.intp, types.intp, b, types.intp, n), code
 
 
 @intrinsic
@@ -234,6 +239,22 @@ def _write(added):
 
 add = _write(added=True)
 put = _write(added=False)
+
+
+@intrinsic
+def plus(typing, tile, c, i, pitch):
+    """tile[r, v] += c[i + r·pitch + v]"""
+
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        total, c_value, i_value, pitch_value = args
+        for place, (r, v) in enumerate(tile.places):
+            row = builder.mul(pitch_value, ir.Constant(INDEX, r))
+            address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, v * tile.lanes))
+            total = emit.set(total, place, builder.fadd(emit.get(total, place), emit.load(address)))
+        return total
+
+    return tile(tile, c, types.intp, types.intp), code
 
 
 @intrinsic

@@ -9,15 +9,16 @@ from jitconv.variants.tiled.product import (
     FEW_ROWS,
     NONE,
     ONE,
+    Factor,
     Operand,
-    Panels,
     Places,
     Target,
     copy,
+    factor,
     finite,
     inner,
-    pack,
     product,
+    rows_from,
     steps,
 )
 from jitconv.variants.tiled.shifts import (
@@ -63,19 +64,19 @@ def conv2d(workers, x, weight, bias, stride, padding, dilation, out):
     """z = W · (shifted images) + b; False if a weight is not finite, and would meet the zeros around an image."""
     if not finite(weight):
         return False
-    C_out, C_group = weight.shape[:2]
-    panels = pack(weight.reshape(C_out, weight.size // C_out), x.shape[1] // C_group)
+    C_out = weight.shape[0]
+    filters = factor(weight.reshape(-1), C_out, weight.size // C_out)
     for worker in prange(workers):
-        _convolve(worker, workers, x, weight, panels, bias, Geometry(stride, padding, dilation), out)
+        _convolve(worker, workers, x, weight, filters, bias, Geometry(stride, padding, dilation), out)
     return True
 
 
 @inner
-def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
+def _convolve(worker, workers, x, weight, kernels, bias, geometry, out):
     N, C_out, H_out, W_out = out.shape
     C_group, pixels, flat = weight.shape[1], H_out * W_out, out.reshape(-1)
     groups = x.shape[1] // C_group
-    F, K = C_out // groups, weight.size // C_out
+    F = C_out // groups
     images, filters = shares(worker, workers, N, F, ROWS)
     at_once, lines = blocking(images[1] - images[0], H_out, W_out, AT_ONCE)
     planes = layout(weight, geometry, at_once, lines, W_out)
@@ -83,7 +84,7 @@ def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
     direct = at_once == 1 or F <= FEW_ROWS
     z = np.empty(0 if direct else F * at_once * pixels, x.dtype)
     for g in range(groups):
-        part, start = Panels(panels[g * F * K :], F, K), bias[g * F : (g + 1) * F]
+        part, start = rows_from(kernels, g * F, F), bias[g * F : (g + 1) * F]
         for first in range(images[0], images[1], at_once):
             count = min(at_once, images[1] - first)
             for top in range(0, H_out, lines):
@@ -129,7 +130,7 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
     strips = F >= MANY_FILTERS
-    lines_of, nothing = np.empty(F * at_once * lines * W_out if strips else 0, x.dtype), np.empty(0, x.dtype)
+    nothing = np.empty(0, x.dtype)
     for g in range(groups):
         result = total[g * F * K :]
         for first in range(images[0], images[1], at_once):
@@ -140,9 +141,8 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
                 runs = Runs(count, min(lines, H_out - top) * W_out, C_out * pixels, plane_size(planes))
                 rows_at = steps(F, (first * C_out + g * F) * pixels + top * W_out, pixels)
                 if strips:
-                    a = Panels(
-                        pack(_side_by_side(grad.reshape(-1), rows_at, runs, lines_of), 1), F, count * runs.length
-                    )
+                    places = _side_by_side(runs)
+                    a = Factor(grad.reshape(-1)[rows_at[0] :], places, pixels, F)
                     b = Operand(block, offsets, Places(runs.length, plane_size(planes)), ONE)
                     product(a, filters, b, (NONE, K), Target(result, K, Places(K, NONE)), nothing)
                 else:
@@ -151,10 +151,10 @@ def _correlate(worker, workers, grad, x, weight, geometry, total):
 
 
 @inner
-def _side_by_side(numbers, rows_at, runs, out):
-    """The runs of each row, one after the other, as a matrix."""
-    length = runs.times * runs.length
-    for r in range(rows_at.size):
-        for n in range(runs.times):
-            copy(numbers, rows_at[r] + n * runs.a_step, out, r * length + n * runs.length, runs.length)
-    return out[: rows_at.size * length].reshape(rows_at.size, length)
+def _side_by_side(runs):
+    """Where the terms of a sum lie, those of a run after the ones of the run before."""
+    offsets = np.empty(runs.times * runs.length, np.int64)
+    for n in range(runs.times):
+        for i in range(runs.length):
+            offsets[n * runs.length + i] = n * runs.a_step + i
+    return offsets

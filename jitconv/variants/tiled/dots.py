@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, dots, lanes, sums, zeros
+from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, dots, lanes, plus, put, sums, zeros
 from jitconv.variants.tiled.product import inner
 
 DEPTH = 1440  # terms of a sum between two additions to C: the columns of a tile stay in the first-level cache,
 ROWS_AT_ONCE = 64  # and as many rows in the second-level one
+TILES_AT_ONCE = 5  # side by side, whose lanes are kept between two runs
 ONE_ROW = DOT_ROWS * DOT_COLUMNS  # columns of a tile that is all for one row
 
 
@@ -42,26 +43,37 @@ def dot_products(a, rows_at, b, columns_at, runs, c, pitch):
 
 @inner
 def _tiles(height, width, a, rows_at, b, columns_at, runs, terms, c, pitch):
-    """Add up the same `terms` of every run."""
+    """Add up the same `terms` of every run: one run of all tiles after the other, lane by lane, and then the lanes."""
     R, C, step = rows_at.shape[0], columns_at.shape[0], lanes(a)
-    left, right = np.empty(height, np.int64), np.empty(width, np.int64)
+    left, right, line = np.empty(height, np.int64), np.empty(width, np.int64), width * step
     totals = np.empty(height * width + step, a.dtype)
+    kept = np.empty((R + height - 1) // height * TILES_AT_ONCE * height * line, a.dtype)
     whole = terms[0] + (terms[1] - terms[0]) // step * step
-    for column in range(0, C, width):
-        _starts(columns_at, column, right)
-        for row in range(0, R, height):
-            _starts(rows_at, row, left)
-            tile = zeros(a, height, width)
-            for n in range(runs.times):
-                a_run, b_run = a[n * runs.a_step :], b[n * runs.b_step :]
-                for p in range(terms[0], whole, step):
-                    tile = dots(tile, a_run, left, b_run, right, p, None)
-                if whole < terms[1]:
-                    tile = dots(tile, a_run, left, b_run, right, whole, terms[1] - whole)
-            sums(tile, totals)
-            for r in range(min(height, R - row)):
-                for j in range(min(width, C - column)):
-                    c[(row + r) * pitch + column + j] += totals[r * width + j]
+    for first in range(0, C, TILES_AT_ONCE * width):
+        last = min(first + TILES_AT_ONCE * width, C)
+        for n in range(runs.times):
+            a_run, b_run, at = a[n * runs.a_step :], b[n * runs.b_step :], 0
+            for column in range(first, last, width):
+                _starts(columns_at, column, right)
+                for row in range(0, R, height):
+                    _starts(rows_at, row, left)
+                    tile = zeros(a, height, width)
+                    for p in range(terms[0], whole, step):
+                        tile = dots(tile, a_run, left, b_run, right, p, None)
+                    if whole < terms[1]:
+                        tile = dots(tile, a_run, left, b_run, right, whole, terms[1] - whole)
+                    if n > 0:
+                        tile = plus(tile, kept, at, line)
+                    put(tile, kept, at, line, None)
+                    at += height * line
+        at = 0
+        for column in range(first, last, width):
+            for row in range(0, R, height):
+                sums(plus(zeros(a, height, width), kept, at, line), totals)
+                at += height * line
+                for r in range(min(height, R - row)):
+                    for j in range(min(width, C - column)):
+                        c[(row + r) * pitch + column + j] += totals[r * width + j]
 
 
 @inner

@@ -9,7 +9,7 @@ from numba import prange
 from jitconv.variants.simd import ROWS
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
 from jitconv.variants.tiled.pooling import pool_lines, side_by_side
-from jitconv.variants.tiled.product import NONE, Operand, Panels, Places, Target, finite, inner, pack, product
+from jitconv.variants.tiled.product import NONE, Operand, Places, Target, factor, finite, inner, product, rows_from
 from jitconv.variants.tiled.shifts import AT_ONCE, Geometry, blocking, plane_size, shares, shift_images, total_size
 
 
@@ -24,28 +24,28 @@ def conv2d_max_pool2d(
     whole = 2 * out.shape[2] <= conv_size[0] and 2 * out.shape[3] <= conv_size[1]
     if not whole or not side_by_side(kernel_size, pool_stride, pool_padding, pool_dilation) or not finite(weight):
         return False
-    C_out, C_group = weight.shape[:2]
-    panels = pack(weight.reshape(C_out, weight.size // C_out), x.shape[1] // C_group)
+    C_out = weight.shape[0]
+    filters = factor(weight.reshape(-1), C_out, weight.size // C_out)
     for worker in prange(workers):
         geometry = Geometry(stride, padding, dilation)
-        _convolve_and_pool(worker, workers, x, weight, panels, bias, geometry, conv_size[1], out, indices)
+        _convolve_and_pool(worker, workers, x, weight, filters, bias, geometry, conv_size[1], out, indices)
     return True
 
 
 @inner
-def _convolve_and_pool(worker, workers, x, weight, panels, bias, geometry, W, out, indices):
+def _convolve_and_pool(worker, workers, x, weight, kernels, bias, geometry, W, out, indices):
     """Lines of windows, two lines of z each, from the first tap to the maximum."""
     N, C_out, H_out, W_out = out.shape
     C_group = weight.shape[1]
     groups = x.shape[1] // C_group
-    F, K = C_out // groups, weight.size // C_out
+    F = C_out // groups
     images, filters = shares(worker, workers, N, F, ROWS)
     at_once, rows = blocking(images[1] - images[0], H_out, 2 * W, AT_ONCE)
     planes = layout(weight, geometry, at_once, 2 * rows, W)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
     z = np.empty(F * at_once * 2 * rows * W, x.dtype)
     for g in range(groups):
-        part, start = Panels(panels[g * F * K :], F, K), bias[g * F : (g + 1) * F]
+        part, start = rows_from(kernels, g * F, F), bias[g * F : (g + 1) * F]
         for first in range(images[0], images[1], at_once):
             count = min(at_once, images[1] - first)
             for top in range(0, H_out, rows):

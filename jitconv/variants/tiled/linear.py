@@ -8,16 +8,16 @@ from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
     NONE,
     ONE,
+    Factor,
     Operand,
-    Panels,
     Places,
     Target,
+    factor,
     inner,
-    pack,
-    pack_turned,
     product,
     share,
     steps,
+    turn_matrix,
 )
 
 FEW_IMAGES = 128  # up to here, turning the weights costs more than sums across registers, which read them as they lie;
@@ -38,31 +38,13 @@ def operand(matrix, turned):
 
 
 @inner
-def panels_of(a, turned, rows):
-    """Some rows of A, packed; A is `a`, or turned, its columns."""
-    return pack_turned(a, rows) if turned == 1 else pack(a[rows[0] : rows[1]], 1)
-
-
-@inner
-def common_panels(a, turned, c):
-    """What the cores have in common: all of A, unless they share C by rows."""
+def multiply(worker, workers, a, b, c, start):
+    """The worker's rows, or if there are more, columns, of C: (M, N) = start + A · B."""
     M, N = c.shape
-    return np.empty(0, a.dtype) if M > N else panels_of(a, turned, (NONE, M))
-
-
-@inner
-def multiply(worker, workers, a, a_turned, common, b, b_turned, c, start):
-    """The worker's rows, or if there are more, columns, of C: (M, N) = start + A · B, or C += A · B."""
-    (M, N), K = c.shape, b.shape[1] if b_turned == 1 else b.shape[0]
-    rows, columns, panels = (NONE, M), share(N, worker, workers, VECTORS * lanes(c)), common
+    rows, columns = (NONE, M), share(N, worker, workers, VECTORS * lanes(c))
     if M > N:
         rows, columns = share(M, worker, workers, ROWS), (NONE, N)
-        panels = panels_of(a, a_turned, rows)
-    first, last = rows
-    if first < last:
-        target = Target(c[first:last].reshape(-1), N, Places(N, N))
-        parts = Panels(panels, last - first, K)
-        product(parts, (NONE, last - first), operand(b, b_turned), columns, target, start[first:last])
+    product(a, rows, b, columns, Target(c.reshape(-1), N, Places(N, N)), start)
 
 
 @inner
@@ -78,29 +60,44 @@ def dot(worker, workers, x, weight, out):
         dot_products(x.reshape(-1), images, weight.reshape(-1), weights, runs, c, O)
 
 
+@inner
+def few(N, step):
+    """Whether N columns would leave a fifth or more of tiles so wide empty, which dot products do not."""
+    return (N + step - 1) // step * step * 4 >= N * 5
+
+
 def linear(workers, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i]"""
-    N, O = out.shape
-    for n in range(N):
-        out[n] = bias
-    if N <= FEW_IMAGES or min(FEW_OUTPUTS, x.shape[1] // TERMS) >= O:
+    (N, O), I = out.shape, x.shape[1]
+    if few(N, VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS) >= O:
+        for n in range(N):
+            out[n] = bias
         for worker in prange(workers):
             dot(worker, workers, x, weight, out)
-    else:
-        panels, nothing = common_panels(x, NONE, out), np.empty(0, out.dtype)
+    elif N <= O:
+        weights, turned = factor(weight.reshape(-1), O, I), np.empty((O, N), out.dtype)
         for worker in prange(workers):
-            multiply(worker, workers, x, NONE, panels, weight, ONE, out, nothing)
+            multiply(worker, workers, weights, operand(x, ONE), turned, bias)
+        turn_matrix(turned, out)
+    else:
+        images, nothing = factor(x.reshape(-1), N, I), np.empty(0, out.dtype)
+        for n in range(N):
+            out[n] = bias
+        for worker in prange(workers):
+            multiply(worker, workers, images, operand(weight, ONE), out, nothing)
 
 
 def linear_grad_input(workers, grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
-    panels, start = common_panels(grad, NONE, out), np.zeros(out.shape[0], out.dtype)
+    N, O = grad.shape
+    grads, start = factor(grad.reshape(-1), N, O), np.zeros(N, out.dtype)
     for worker in prange(workers):
-        multiply(worker, workers, grad, NONE, panels, weight, NONE, out, start)
+        multiply(worker, workers, grads, operand(weight, NONE), out, start)
 
 
 def linear_grad_weight(workers, grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
-    panels, start = common_panels(grad, ONE, out), np.zeros(out.shape[0], out.dtype)
+    N, O = grad.shape
+    grads, start = Factor(grad.reshape(-1), rows_of(grad), ONE, O), np.zeros(O, out.dtype)
     for worker in prange(workers):
-        multiply(worker, workers, grad, ONE, panels, x, NONE, out, start)
+        multiply(worker, workers, grads, operand(x, NONE), out, start)

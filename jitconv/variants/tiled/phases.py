@@ -12,15 +12,13 @@ from jitconv.variants.simd import ROWS
 from jitconv.variants.tiled.product import (
     FEW_ROWS,
     NONE,
+    Factor,
     Operand,
-    Panels,
     Places,
     Target,
-    block_of,
     copy,
     finite,
     inner,
-    panel_height,
     product,
 )
 from jitconv.variants.tiled.shifts import (
@@ -87,39 +85,25 @@ def conv2d_grad_input(workers, grad, weight, stride, padding, dilation, out):
     """Each phase of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite, and would meet zeros."""
     if not finite(weight):
         return False
-    panels = _pack_phases(weight, out.shape[1] // weight.shape[1], Geometry(stride, padding, dilation))
     for worker in prange(workers):
-        _spread(worker, workers, grad, weight, panels, Geometry(stride, padding, dilation), out)
+        _spread(worker, workers, grad, weight, Geometry(stride, padding, dilation), out)
     return True
 
 
 @inner
-def _pack_phases(weight, groups, geometry):
-    """The panels of Wᵀ, (C_group, filters × taps), for each group and each phase's taps, one after the other."""
-    C_group, F = weight.shape[1], weight.shape[0] // groups
-    numbers, at = np.empty(weight.size, weight.dtype), 0
-    for g in range(groups):
-        for a in range(geometry.stride[0]):
-            for b in range(geometry.stride[1]):
-                phase = phase_of(weight, geometry, (0, 0), a, b)
-                across = phase.columns.size
-                taps = phase.rows.size * across
-                block = block_of(F * taps)
-                for k in range(0, F * taps, block):
-                    top = 0
-                    while top < C_group:
-                        height = panel_height(C_group - top)
-                        for t in range(k, min(k + block, F * taps)):
-                            f, i, j = g * F + t // taps, phase.rows[t % taps // across], phase.columns[t % across]
-                            for c in range(top, top + height):
-                                numbers[at] = weight[f, c, i, j]
-                                at += 1
-                        top += height
-    return numbers
+def _taps(weight, g, F, phase):
+    """Wᵀ of a group for a phase's taps, (C_group, F × taps), as it lies."""
+    _, C_group, K_h, K_w = weight.shape
+    rows, across = phase.rows.size, phase.columns.size
+    offsets = np.empty(F * rows * across, np.int64)
+    for k in range(offsets.size):
+        f, i, j = g * F + k // (rows * across), phase.rows[k // across % rows], phase.columns[k % across]
+        offsets[k] = (f * C_group * K_h + i) * K_w + j
+    return Factor(weight.reshape(-1), offsets, K_h * K_w, C_group)
 
 
 @inner
-def _spread(worker, workers, grad, weight, panels, geometry, out):
+def _spread(worker, workers, grad, weight, geometry, out):
     C_group, (H, W), (s_h, s_w) = weight.shape[1], out.shape[2:], geometry.stride
     groups = out.shape[1] // C_group
     F = weight.shape[0] // groups
@@ -131,26 +115,23 @@ def _spread(worker, workers, grad, weight, panels, geometry, out):
             room = max(room, total_size(F, planes, grad))
             z_room = max(z_room, C_group * planes.images * lines * planes.width)
     block, z, start = np.empty(room, grad.dtype), np.empty(z_room, grad.dtype), np.zeros(C_group, grad.dtype)
-    at = 0
     for g in range(groups):
         for a in range(s_h):
             for b in range(s_w):
                 phase = phase_of(weight, geometry, (H, W), a, b)
-                K = F * phase.rows.size * phase.columns.size
-                part = Panels(panels[at:], C_group, K)
-                at += C_group * K
-                _phase(grad, part, g, (a, b), phase, geometry, (images, channels), (block, z, start), out)
+                taps = _taps(weight, g, F, phase)
+                _phase(grad, taps, g, (a, b), phase, geometry, (images, channels), (block, z, start), out)
 
 
 @inner
-def _phase(grad, panels, g, at, phase, geometry, part, room, out):
+def _phase(grad, taps, g, at, phase, geometry, part, room, out):
     """Compute a worker's part of one phase of group g of ∂x; at: the phase's own numbers (a, b)."""
     (images, channels), (block, z, start), (s_h, s_w) = part, room, geometry.stride
-    C_group, F, (H, W) = panels.M, grad.shape[1] // (out.shape[1] // panels.M), out.shape[2:]
+    C_group, F, (H, W) = taps.M, grad.shape[1] // (out.shape[1] // taps.M), out.shape[2:]
     planes, back, lines = phase_planes(phase, geometry, images[1] - images[0])
     reach, across = planes.lines - lines, planes.columns.size
-    offsets = np.empty(panels.K, np.int64)
-    for k in range(panels.K):
+    offsets = np.empty_like(taps.offsets)
+    for k in range(offsets.size):
         f, i, j = k // (back.size * across), k // across % back.size, k % across
         plane = (f * across + j) * planes.images
         offsets[k] = plane * plane_size(planes) + (reach - back[i]) * planes.width
@@ -164,10 +145,10 @@ def _phase(grad, panels, g, at, phase, geometry, part, room, out):
             if direct:
                 mine = out.reshape(-1)[(first * out.shape[1] + g * C_group) * H * W + top * W :]
                 target = Target(mine, H * W, Places(run, out.shape[1] * H * W))
-                product(panels, channels, b, (NONE, count * run), target, start)
+                product(taps, channels, b, (NONE, count * run), target, start)
             else:
                 target = Target(z, count * run, Places(count * run, NONE))
-                product(panels, channels, b, (NONE, count * run), target, start)
+                product(taps, channels, b, (NONE, count * run), target, start)
                 row = (phase.top + top) * s_h + at[0] - geometry.padding[0]
                 col = phase.left * s_w + at[1] - geometry.padding[1]
                 for n in range(count):

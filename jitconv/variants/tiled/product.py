@@ -13,25 +13,29 @@ import numpy as np
 from numba import literal_unroll
 
 from jitconv.variants.compiling import njit
-from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, put, turn, zeros
+from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, plus, put, turn, zeros
 
 SHORT_BLOCK, LONG_BLOCK = 64, 128  # terms of a sum that are added up on their own: it bounds the rounding error,
 FEW_BLOCKS = 3  # which evens out over more blocks than these
 CHUNK = 512  # terms of a sum, whole blocks, after which C is written
-WIDTH = 128  # columns of C that are finished before the next ones
+WIDTH = 256  # columns of C that are finished before the next ones
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
+HALF_PAGE, LINE = 2048, 64  # bytes; what lies whole half pages apart shares two sets of the first-level cache
 FEW_ROWS = 128  # of A, up to which a strip is used too little to be worth its copy
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
+
+NEAR = CHUNK + LINE // 4  # numbers between rows of A that are copied for a tile
 
 inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
 
 
-class Panels(NamedTuple):
-    """What `pack` made of a matrix, (M, K): for each block of columns all panels, the highest ones first."""
+class Factor(NamedTuple):
+    """A[m, k] = numbers[offsets[k] + m · pitch], with M rows."""
 
     numbers: Any
+    offsets: Any
+    pitch: int
     M: int
-    K: int
 
 
 class Places(NamedTuple):
@@ -65,8 +69,8 @@ def block_of(K):
 
 
 @inner
-def panel_height(rows):
-    """The height of the next panel of so many rows."""
+def tile_height(rows):
+    """The height of the next tile of so many rows."""
     best = 1
     for height in HEIGHTS:
         if height <= rows:
@@ -75,39 +79,15 @@ def panel_height(rows):
 
 
 @inner
-def pack(matrix, groups):
-    """A C-contiguous matrix, (groups · M, K), as panels of each group's M rows."""
-    M, K = matrix.shape[0] // groups, matrix.shape[1]
-    step, block, flat = lanes(matrix), block_of(K), matrix.reshape(-1)
-    numbers, at = np.empty(matrix.size, matrix.dtype), 0
-    for g in range(groups):
-        for k in range(0, K, block):
-            depth, m, last = min(block, K - k), g * M, (g + 1) * M
-            while m < last:
-                height = panel_height(last - m)
-                for r in range(0, height, step):
-                    for t in range(0, depth, step):
-                        rows, columns = min(step, height - r), min(step, depth - t)
-                        turn(flat, (m + r) * K + k + t, K, numbers, at + t * height + r, height, rows, columns)
-                at, m = at + depth * height, m + height
-    return numbers
+def factor(numbers, M, K):
+    """The rows of C-contiguous matrices, (M, K) in all, as they lie."""
+    return Factor(numbers, steps(K, NONE, ONE), K, M)
 
 
 @inner
-def pack_turned(matrix, columns):
-    """Some columns of a C-contiguous matrix, (K, …), as the rows of panels."""
-    (K, width), M = matrix.shape, columns[1] - columns[0]
-    block, flat = block_of(K), matrix.reshape(-1)[columns[0] :]
-    numbers, at = np.empty(K * M, matrix.dtype), 0
-    for k in range(0, K, block):
-        m = 0
-        while m < M:
-            height = panel_height(M - m)
-            for t in range(k, min(k + block, K)):
-                copy(flat, t * width + m, numbers, at, height)
-                at += height
-            m += height
-    return numbers
+def rows_from(a, m, M):
+    """Rows m … m + M of a factor."""
+    return Factor(a.numbers[m * a.pitch :], a.offsets, a.pitch, M)
 
 
 @partial(inner, forceinline=True)
@@ -154,7 +134,7 @@ def finite(array):
 
 
 @inner
-def product(panels, m_range, b, columns, c, start):
+def product(a, m_range, b, columns, c, start):
     """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
 
     If `start` is empty, the sums are added to what C holds. Where A has more rows than FEW_ROWS, C must be one run.
@@ -162,24 +142,26 @@ def product(panels, m_range, b, columns, c, start):
     if columns[0] >= columns[1]:
         return
     step = VECTORS * lanes(c.numbers)
-    in_place = panels.M <= FEW_ROWS and panels.K > 0 and _may_be_read(b, columns[1] - 1, step)
+    K = a.offsets.size
+    in_place = a.M <= FEW_ROWS and K > 0 and _may_be_read(b, columns[1] - 1, step)
     strips, strip_rows = np.empty(0 if in_place else CHUNK * WIDTH, start.dtype), steps(CHUNK, NONE, step)
     spare, tiles = np.empty(LONG_BLOCK * step, start.dtype), np.empty((WIDTH, 3), np.int64)
-    begin = start, np.ones(step, start.dtype)
+    sums, near = np.empty(ROWS * step * WIDTH, start.dtype), np.empty(ROWS * NEAR, start.dtype)
+    begin = start, np.ones(step, start.dtype), sums, near, steps(CHUNK, NONE, ONE)
     for first in range(columns[0], columns[1], WIDTH):
         stop = min(first + WIDTH, columns[1])
         count = _divide(b.places, c.places, in_place, first, stop, step, tiles)
-        for k in range(0, max(panels.K, 1), CHUNK):  # once even for an empty sum, which is 0
-            terms = k, min(k + CHUNK, panels.K)
+        for k in range(0, max(K, 1), CHUNK):  # once even for an empty sum, which is 0
+            terms = k, min(k + CHUNK, K)
             numbers, rows = b.numbers, b.offsets[terms[0] : terms[1]]
             if not in_place:
                 _copy_strips(b, terms, (first, stop), strips, spare)
                 numbers, rows = strips, strip_rows[: terms[1] - terms[0]]
             m = m_range[0]
-            while m < m_range[1]:  # the panels of one height together
-                height = panel_height(panels.M - m)
-                last = min(m_range[1], m + (panels.M - m) // height * height)
-                _tiles_of_height(height, panels, (m, last), terms, numbers, rows, tiles[:count], c, begin)
+            while m < m_range[1]:  # the tiles of one height together
+                height = tile_height(m_range[1] - m)
+                last = m + (m_range[1] - m) // height * height
+                _tiles_of_height(height, a, (m, last), terms, numbers, rows, tiles[:count], c, begin)
                 m = last
 
 
@@ -258,27 +240,50 @@ def _turn_strip(columns, depth, width, strip):
 
 
 @inner
-def _tiles_of_height(rows, panels, m_range, terms, b, b_rows, tiles, c, begin):
-    for height in literal_unroll(HEIGHTS):  # each height is code of its own
-        if height == rows:
-            _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, begin)
+def turn_matrix(a, b):
+    """B[n, m] = A[m, n] for C-contiguous matrices."""
+    (M, N), lane = a.shape, lanes(a)
+    source, target = a.reshape(-1), b.reshape(-1)
+    for m in range(0, M, lane):
+        for n in range(0, N, lane):
+            turn(source, m * N + n, N, target, n * M + m, M, min(lane, M - m), min(lane, N - n))
 
 
 @inner
-def _tiles(height, panels, m_range, terms, b, b_rows, tiles, c, begin):
-    """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the m of panels of one height, in some tiles."""
-    (start, ones), block = begin, block_of(panels.K)
+def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, begin):
+    for height in literal_unroll(HEIGHTS):  # each height is code of its own
+        if height == rows:
+            _tiles(height, a, m_range, terms, b, b_rows, tiles, c, begin)
+
+
+@inner
+def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, begin):
+    """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the m of tiles of one height, in some tiles."""
+    (start, ones, sums, near, in_turn), block, step = begin, block_of(a.offsets.size), VECTORS * lanes(c.numbers)
+    a_rows, apart, count = a.offsets[terms[0] : terms[1]], False, terms[1] - terms[0]
+    if count > 0 and a.pitch * near.itemsize % HALF_PAGE == 0:
+        apart = a_rows[count - 1] - a_rows[0] == count - 1
     for m in range(m_range[0], m_range[1], height):
+        numbers, places, row, pitch = a.numbers, a_rows, m * a.pitch, a.pitch
+        if apart:  # the rows of a tile would push each other out of that cache
+            for r in range(height):
+                copy(numbers, a_rows[0] + row + r * pitch, near, r * NEAR, count)
+            numbers, places, row, pitch = near, in_turn, NONE, NEAR
         for k in range(terms[0], max(terms[1], terms[0] + 1), block):
             depth = min(block, terms[1] - k)
-            a, rows = panels.numbers[k * panels.M + m * depth :], b_rows[k - terms[0] :]
+            a_at, b_at = places[k - terms[0] :], b_rows[k - terms[0] :]
             for s in range(tiles.shape[0]):
-                at, j, width = tiles[s, 0], tiles[s, 1], tiles[s, 2]
-                tile, i = zeros(c.numbers, height, VECTORS), m * c.pitch + j
-                fetch(tile, c.numbers, i, c.pitch)
+                at, i, width, kept = tiles[s, 0], m * c.pitch + tiles[s, 1], tiles[s, 2], s * height * step
+                tile, last = zeros(c.numbers, height, VECTORS), k + depth == terms[1]
+                if last:
+                    fetch(tile, c.numbers, i, c.pitch)
                 for q in range(depth):
-                    tile = outer(tile, a, q * height, b, rows[q] + at, None)
-                if k == 0 and start.size > 0:
-                    put(outer(tile, start, m, ones, 0, None), c.numbers, i, c.pitch, width)
+                    tile = outer(tile, numbers, a_at[q] + row, pitch, b, b_at[q] + at, None)
+                if k > terms[0]:
+                    tile = plus(tile, sums, kept, step)
+                if not last:
+                    put(tile, sums, kept, step, None)
+                elif terms[0] == 0 and start.size > 0:
+                    put(outer(tile, start, m, 1, ones, 0, None), c.numbers, i, c.pitch, width)
                 else:
                     add(tile, c.numbers, i, c.pitch, width)

@@ -55,7 +55,7 @@ def shift(image, first, step, planes, out, index):
     """
     C, H, W = image.shape
     pixels, width, size = image.reshape(-1), planes.width, plane_size(planes)
-    at = index * size
+    at, in_one = index * size, step == (1, 1) and width == W  # then lines that follow each other do so in both
     for c in range(C):
         for a in range(planes.phases):
             top, bottom = inside(first + a, step[0], H, planes.lines)
@@ -63,10 +63,15 @@ def shift(image, first, step, planes, out, index):
                 left, right = inside(planes.columns[t], step[1], W, width)
                 clear(out, at, at + top * width)
                 clear(out, at + bottom * width, at + size)
+                if in_one and top < bottom:
+                    source = (c * H + first + a + top) * W + planes.columns[t] + left
+                    copy(pixels, source, out, at + top * width + left, (bottom - top - 1) * width + right - left)
                 for m in range(top, bottom):
                     line, source = at + m * width, (c * H + first + a + m * step[0]) * W + planes.columns[t]
                     clear(out, line, line + left)
                     clear(out, line + right, line + width)
+                    if in_one:
+                        continue
                     if step[1] == 1:
                         copy(pixels, source + left, out, line + left, right - left)
                     else:
