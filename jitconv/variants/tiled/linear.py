@@ -1,7 +1,6 @@
 """linear and its gradients as products of matrices, shared out to the cores by the longer side of the result."""
 
 import numpy as np
-from numba import prange
 
 from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, lanes
 from jitconv.variants.tiled.dots import Runs, dot_products
@@ -12,6 +11,7 @@ from jitconv.variants.tiled.product import (
     Panels,
     Places,
     Target,
+    copy,
     inner,
     pack,
     pack_turned,
@@ -19,6 +19,7 @@ from jitconv.variants.tiled.product import (
     share,
     steps,
 )
+from jitconv.variants.tiled.workers import each_worker
 
 FEW_IMAGES = 128  # up to here, turning the weights costs more than sums across registers, which read them as they lie;
 FEW_OUTPUTS = 32  # so does packing the images for so few uses, if the sums are long:
@@ -78,29 +79,25 @@ def dot(worker, workers, x, weight, out):
         dot_products(x.reshape(-1), images, weight.reshape(-1), weights, runs, c, O)
 
 
-def linear(workers, x, weight, bias, out):
+def linear(team, workers, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i]"""
-    N, O = out.shape
+    (N, O), flat = out.shape, out.reshape(-1)
     for n in range(N):
-        out[n] = bias
+        copy(bias, 0, flat, n * O, O)
     if N <= FEW_IMAGES or min(FEW_OUTPUTS, x.shape[1] // TERMS) >= O:
-        for worker in prange(workers):
-            dot(worker, workers, x, weight, out)
+        each_worker(team, workers, dot, (x, weight, out))
     else:
         panels, nothing = common_panels(x, NONE, out), np.empty(0, out.dtype)
-        for worker in prange(workers):
-            multiply(worker, workers, x, NONE, panels, weight, ONE, out, nothing)
+        each_worker(team, workers, multiply, (x, NONE, panels, weight, ONE, out, nothing))
 
 
-def linear_grad_input(workers, grad, weight, out):
+def linear_grad_input(team, workers, grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
     panels, start = common_panels(grad, NONE, out), np.zeros(out.shape[0], out.dtype)
-    for worker in prange(workers):
-        multiply(worker, workers, grad, NONE, panels, weight, NONE, out, start)
+    each_worker(team, workers, multiply, (grad, NONE, panels, weight, NONE, out, start))
 
 
-def linear_grad_weight(workers, grad, x, out):
+def linear_grad_weight(team, workers, grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
     panels, start = common_panels(grad, ONE, out), np.zeros(out.shape[0], out.dtype)
-    for worker in prange(workers):
-        multiply(worker, workers, grad, ONE, panels, x, NONE, out, start)
+    each_worker(team, workers, multiply, (grad, ONE, panels, x, NONE, out, start))

@@ -6,7 +6,6 @@ With a stride, different lines and columns of the input meet different taps of t
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from jitconv.variants.simd import ROWS
 from jitconv.variants.tiled.product import (
@@ -34,6 +33,7 @@ from jitconv.variants.tiled.shifts import (
     shift_images,
     total_size,
 )
+from jitconv.variants.tiled.workers import each_worker
 
 
 class Phase(NamedTuple):
@@ -83,13 +83,13 @@ def phase_planes(phase, geometry, N):
     return Planes(1, columns, images, lines + (back[-1] if back.size > 0 else 0), phase.width), back, lines
 
 
-def conv2d_grad_input(workers, grad, weight, stride, padding, dilation, out):
+def conv2d_grad_input(team, workers, grad, weight, stride, padding, dilation, out):
     """Each phase of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite, and would meet zeros."""
     if not finite(weight):
         return False
-    panels = _pack_phases(weight, out.shape[1] // weight.shape[1], Geometry(stride, padding, dilation))
-    for worker in prange(workers):
-        _spread(worker, workers, grad, weight, panels, Geometry(stride, padding, dilation), out)
+    geometry = Geometry(stride, padding, dilation)
+    panels = _pack_phases(weight, out.shape[1] // weight.shape[1], geometry)
+    each_worker(team, workers, _spread, (grad, weight, panels, geometry, out))
     return True
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import literal_unroll
 
-from jitconv.variants.compiling import njit
+from jitconv.variants.compiling import inner
 from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, put, turn, zeros
 
 SHORT_BLOCK, LONG_BLOCK = 64, 128  # terms of a sum that are added up on their own: it bounds the rounding error,
@@ -22,8 +22,6 @@ WIDTH = 128  # columns of C that are finished before the next ones
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
 FEW_ROWS = 128  # of A, up to which a strip is used too little to be worth its copy
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
-
-inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
 
 
 class Panels(NamedTuple):
