@@ -20,7 +20,11 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
     UserWideCacheLocator,
 )
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 from numba.extending import intrinsic
 
 # Sums may be reordered and contracted to fused multiply-adds; NaN and infinity keep their meaning.
@@ -81,6 +85,51 @@ def njit(function: Callable[..., Any], *, fastmath: frozenset[str] = FAST, cache
     if cache:
         with suppress(RuntimeError, OSError):  # nowhere to write: every process compiles
             dispatcher._cache = SharedCache(function)
+    return dispatcher
+
+
+class _LinkedCode(JITCodeLibrary):
+    """Code that callers link: Numba would optimise and translate it on each of the levels between it and a kernel."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LinkedLowering(NativeLowering):
+    _name = "linked_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _LinkedCode(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = True
+        super().run_pass(state)
+        fndesc = state.cr.fndesc
+
+        def entry_point(*args: Any, **kwargs: Any) -> None:
+            raise TypeError(f"{fndesc.qualname} is called by kernels only")
+
+        state.cr = state.cr._replace(cfunc=entry_point)
+        state.targetctx.insert_user_function(entry_point, fndesc, [state.library])
+        return True
+
+
+class _LinkedCompiler(Compiler):
+    def define_pipelines(self) -> Any:
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            pipeline.passes = [(_LinkedLowering if p is NativeLowering else p, text) for p, text in pipeline.passes]
+            pipeline.finalize()
+        return pipelines
+
+
+def inner(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile what only kernels call, and leave it to them to optimise it and to keep it on disk."""
+    wrappers: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    dispatcher = njit(function, cache=False, pipeline_class=_LinkedCompiler, **wrappers, **options)
+    dispatcher._insert = lambda *args: None  # nothing that Python could call
     return dispatcher
 
 

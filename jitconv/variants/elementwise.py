@@ -22,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, type_callable
 
-from jitconv.variants.compiling import EXACT, njit
+from jitconv.variants.compiling import EXACT, inner
 from jitconv.variants.simd import INDEX, INT, Code, Tile
 
 # Of log 2: so many bits that its product with any exponent is exact, and the rest, of which math.log lacks the end.
@@ -181,7 +181,7 @@ def _of_one(compute):
 
         return tile(tile), code
 
-    return njit(lambda tile: function(tile), fastmath=EXACT, cache=False, forceinline=True)
+    return inner(lambda tile: function(tile), fastmath=EXACT, forceinline=True)
 
 
 exp = _of_one(lambda emit, vectors: [emit.exp(vector) for vector in vectors])

@@ -6,19 +6,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from jitconv.variants import EXACT_OPS, OPS, Variant, scalar
-from jitconv.variants.compiling import EXACT, FAST, multiply_add, njit, specialise
+from jitconv.variants.compiling import EXACT, FAST, inner, multiply_add, njit, specialise
 from jitconv.variants.threads import Kernel
 
 DESCENTS = ("sgd", "sgd_momentum")  # steps of jitconv.optim: no layers, so no ops of a variant
 
 
-def _compile(function: Callable[..., None], **options: Any) -> Any:
+def _compile(function: Callable[..., None], how: Callable[..., Any] = njit, **options: Any) -> Any:
     exact = function.__name__.startswith((*EXACT_OPS, *DESCENTS))
-    return njit(function, fastmath=EXACT if exact else FAST, **options)
+    return how(function, fastmath=EXACT if exact else FAST, **options)
 
 
 # Without forced inlining, calling a body costs as much as its arithmetic.
-_body = partial(_compile, forceinline=True, cache=False)
+_body = partial(_compile, how=inner, forceinline=True)
 
 
 def _compiled(tag: str, **options: Any) -> SimpleNamespace:

@@ -2,41 +2,41 @@
 
 product.py and dots.py are the two ways to fill a tile; shifts.py lays images out for them. conv2d.py, phases.py (its
 gradient for the input), linear.py and pooling.py are the layers made of them; softmax.py stands on an exp of registers.
-What is left, relu and the biases' gradients, is bound by memory already: `jit-parallel` computes them.
+workers.py shares all of them out to the cores. What is left, relu and the biases' gradients, is bound by memory
+already: `jit-parallel` computes them.
 """
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from jitconv.variants import Variant, get
-from jitconv.variants.compiling import FAST, njit
+from jitconv.variants.compiling import njit
 from jitconv.variants.threads import Kernel
 from jitconv.variants.tiled import conv2d, fused, linear, phases, pooling, softmax
+from jitconv.variants.tiled.workers import ALONE, team
 
 
 class Tiled(Kernel):
-    """A driver compiled for one core and for several, told how many workers share its work.
+    """A driver that is told how many workers share its work, and which team they are: compiled once for any number.
 
     Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
     number that is not finite met zeros that are not part of the sum.
     """
 
     def __init__(self, driver: Any, plain: Callable[..., None]) -> None:
-        parallel = FunctionType(driver.__code__, driver.__globals__, driver.__name__, driver.__defaults__)
-        parallel.__qualname__, parallel.__module__ = f"{driver.__qualname__}.parallel", driver.__module__
-        super().__init__(njit(driver, fastmath=FAST), njit(parallel, fastmath=FAST, parallel=True))
+        kernel = njit(driver)
+        super().__init__(kernel, kernel)
         self.alone = self._alone
         self.plain = plain
 
     def _alone(self, *args: Any) -> None:
-        if self.serial(1, *args) is False:
+        if self.serial(ALONE, 1, *args) is False:
             self.plain(*args)
 
     def shared(self, threads: int, *args: Any) -> None:
-        if self.parallel(threads, *args) is False:
+        if self.parallel(team(), threads, *args) is False:
             self.plain(*args)
 
 

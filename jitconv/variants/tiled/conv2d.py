@@ -1,7 +1,6 @@
 """conv2d and its gradient for the weights as products in which row k of B is the image, shifted to one tap."""
 
 import numpy as np
-from numba import prange
 
 from jitconv.variants.simd import ROWS
 from jitconv.variants.tiled.dots import Runs, dot_products
@@ -13,6 +12,7 @@ from jitconv.variants.tiled.product import (
     Operand,
     Places,
     Target,
+    clear,
     copy,
     factor,
     finite,
@@ -31,6 +31,7 @@ from jitconv.variants.tiled.shifts import (
     shift_images,
     total_size,
 )
+from jitconv.variants.tiled.workers import each_worker
 
 LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
 MANY_FILTERS = 192  # from here on, that gradient copies strips of the images: they are used often enough
@@ -60,14 +61,13 @@ def tap_offsets(weight, geometry, planes):
     return offsets
 
 
-def conv2d(workers, x, weight, bias, stride, padding, dilation, out):
+def conv2d(team, workers, x, weight, bias, stride, padding, dilation, out):
     """z = W · (shifted images) + b; False if a weight is not finite, and would meet the zeros around an image."""
     if not finite(weight):
         return False
     C_out = weight.shape[0]
-    filters = factor(weight.reshape(-1), C_out, weight.size // C_out)
-    for worker in prange(workers):
-        _convolve(worker, workers, x, weight, filters, bias, Geometry(stride, padding, dilation), out)
+    kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)
+    each_worker(team, workers, _convolve, (x, weight, kernels, bias, Geometry(stride, padding, dilation), out))
     return True
 
 
@@ -105,20 +105,20 @@ def _convolve(worker, workers, x, weight, kernels, bias, geometry, out):
                         copy(z, source, flat, place, pixels)
 
 
-def conv2d_grad_weight(workers, grad, x, stride, padding, dilation, out):
+def conv2d_grad_weight(team, workers, grad, x, stride, padding, dilation, out):
     """∂W = Σ_n ∂z · (shifted images)ᵀ; False if the result is not finite: a number met the zeros around an image."""
     flat, others = out.reshape(-1), np.zeros((workers - 1, out.size), out.dtype)
-    flat[:] = 0
-    for worker in prange(workers):
-        total = flat if worker == 0 or x.shape[0] < workers else others[worker - 1]
-        _correlate(worker, workers, grad, x, out, Geometry(stride, padding, dilation), total)
+    clear(flat, 0, flat.size)
+    each_worker(team, workers, _correlate, (grad, x, out, Geometry(stride, padding, dilation), flat, others))
     for i in range(workers - 1):
-        flat += others[i]
+        for k in range(flat.size):
+            flat[k] += others[i, k]
     return finite(flat)
 
 
 @inner
-def _correlate(worker, workers, grad, x, weight, geometry, total):
+def _correlate(worker, workers, grad, x, weight, geometry, flat, others):
+    total = flat if worker == 0 or x.shape[0] < workers else others[worker - 1]
     N, C_out, H_out, W_out = grad.shape
     C_group, pixels = weight.shape[1], H_out * W_out
     groups = x.shape[1] // C_group

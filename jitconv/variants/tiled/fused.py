@@ -4,17 +4,17 @@ Neither gradient asks for z: that of the pooling needs the indices, and that of 
 """
 
 import numpy as np
-from numba import prange
 
 from jitconv.variants.simd import ROWS
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
 from jitconv.variants.tiled.pooling import pool_lines, side_by_side
 from jitconv.variants.tiled.product import NONE, Operand, Places, Target, factor, finite, inner, product, rows_from
 from jitconv.variants.tiled.shifts import AT_ONCE, Geometry, blocking, plane_size, shares, shift_images, total_size
+from jitconv.variants.tiled.workers import each_worker
 
 
 def conv2d_max_pool2d(
-    workers, x, weight, bias, stride, padding, dilation, conv_size,
+    team, workers, x, weight, bias, stride, padding, dilation, conv_size,
     kernel_size, pool_stride, pool_padding, pool_dilation, out, indices,
 ):  # fmt: skip
     """z = W · (shifted images) + b, out = max over the windows of z; False for what conv2d or max_pool2d leaves.
@@ -24,11 +24,9 @@ def conv2d_max_pool2d(
     whole = 2 * out.shape[2] <= conv_size[0] and 2 * out.shape[3] <= conv_size[1]
     if not whole or not side_by_side(kernel_size, pool_stride, pool_padding, pool_dilation) or not finite(weight):
         return False
-    C_out = weight.shape[0]
-    filters = factor(weight.reshape(-1), C_out, weight.size // C_out)
-    for worker in prange(workers):
-        geometry = Geometry(stride, padding, dilation)
-        _convolve_and_pool(worker, workers, x, weight, filters, bias, geometry, conv_size[1], out, indices)
+    C_out, geometry = weight.shape[0], Geometry(stride, padding, dilation)
+    kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)
+    each_worker(team, workers, _convolve_and_pool, (x, weight, kernels, bias, geometry, conv_size[1], out, indices))
     return True
 
 

@@ -1,7 +1,6 @@
 """linear and its gradients as products of matrices, shared out to the cores by the longer side of the result."""
 
 import numpy as np
-from numba import prange
 
 from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, lanes
 from jitconv.variants.tiled.dots import Runs, dot_products
@@ -12,16 +11,18 @@ from jitconv.variants.tiled.product import (
     Operand,
     Places,
     Target,
+    copy,
     factor,
     inner,
     product,
+    rows_from,
     share,
     steps,
     turn_matrix,
 )
+from jitconv.variants.tiled.workers import each_worker
 
-FEW_IMAGES = 128  # up to here, turning the weights costs more than sums across registers, which read them as they lie;
-FEW_OUTPUTS = 32  # so does packing the images for so few uses, if the sums are long:
+FEW_OUTPUTS = 32  # up to here, turning the images costs more than sums across registers, if the sums are long:
 TERMS = 8  # for each output
 
 
@@ -66,38 +67,48 @@ def few(N, step):
     return (N + step - 1) // step * step * 4 >= N * 5
 
 
-def linear(workers, x, weight, bias, out):
+@inner
+def multiply_turned(worker, workers, weights, x, bias, out):
+    """The worker's outputs for all images: zᵀ = W · xᵀ + b, and its transpose."""
+    N, O = out.shape
+    first, last = share(O, worker, workers, ROWS)
+    z, part = np.empty((last - first, N), out.dtype), rows_from(weights, first, last - first)
+    target = Target(z.reshape(-1), N, Places(N, N))
+    product(part, (NONE, last - first), operand(x, ONE), (NONE, N), target, bias[first:last])
+    turn_matrix(z, out.reshape(-1)[first:], O)
+
+
+@inner
+def add_bias(bias, out):
+    """z[n, j] = b[j]"""
+    (N, O), flat = out.shape, out.reshape(-1)
+    for n in range(N):
+        copy(bias, 0, flat, n * O, O)
+
+
+def linear(team, workers, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i]"""
     (N, O), I = out.shape, x.shape[1]
     if few(N, VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS) >= O:
-        for n in range(N):
-            out[n] = bias
-        for worker in prange(workers):
-            dot(worker, workers, x, weight, out)
+        add_bias(bias, out)
+        each_worker(team, workers, dot, (x, weight, out))
     elif N <= O:
-        weights, turned = factor(weight.reshape(-1), O, I), np.empty((O, N), out.dtype)
-        for worker in prange(workers):
-            multiply(worker, workers, weights, operand(x, ONE), turned, bias)
-        turn_matrix(turned, out)
+        each_worker(team, workers, multiply_turned, (factor(weight.reshape(-1), O, I), x, bias, out))
     else:
         images, nothing = factor(x.reshape(-1), N, I), np.empty(0, out.dtype)
-        for n in range(N):
-            out[n] = bias
-        for worker in prange(workers):
-            multiply(worker, workers, images, operand(weight, ONE), out, nothing)
+        add_bias(bias, out)
+        each_worker(team, workers, multiply, (images, operand(weight, ONE), out, nothing))
 
 
-def linear_grad_input(workers, grad, weight, out):
+def linear_grad_input(team, workers, grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
     N, O = grad.shape
     grads, start = factor(grad.reshape(-1), N, O), np.zeros(N, out.dtype)
-    for worker in prange(workers):
-        multiply(worker, workers, grads, operand(weight, NONE), out, start)
+    each_worker(team, workers, multiply, (grads, operand(weight, NONE), out, start))
 
 
-def linear_grad_weight(workers, grad, x, out):
+def linear_grad_weight(team, workers, grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
     N, O = grad.shape
     grads, start = Factor(grad.reshape(-1), rows_of(grad), ONE, O), np.zeros(O, out.dtype)
-    for worker in prange(workers):
-        multiply(worker, workers, grads, operand(x, NONE), out, start)
+    each_worker(team, workers, multiply, (grads, operand(x, NONE), out, start))

@@ -6,7 +6,6 @@ With a stride, different lines and columns of the input meet different taps of t
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from jitconv.variants.simd import ROWS
 from jitconv.variants.tiled.product import (
@@ -32,6 +31,7 @@ from jitconv.variants.tiled.shifts import (
     shift_images,
     total_size,
 )
+from jitconv.variants.tiled.workers import each_worker
 
 
 class Phase(NamedTuple):
@@ -81,12 +81,11 @@ def phase_planes(phase, geometry, N):
     return Planes(1, columns, images, lines + (back[-1] if back.size > 0 else 0), phase.width), back, lines
 
 
-def conv2d_grad_input(workers, grad, weight, stride, padding, dilation, out):
+def conv2d_grad_input(team, workers, grad, weight, stride, padding, dilation, out):
     """Each phase of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite, and would meet zeros."""
     if not finite(weight):
         return False
-    for worker in prange(workers):
-        _spread(worker, workers, grad, weight, Geometry(stride, padding, dilation), out)
+    each_worker(team, workers, _spread, (grad, weight, Geometry(stride, padding, dilation), out))
     return True
 
 

@@ -4,11 +4,12 @@ All are bound by memory, which they pass through once. Other windows are left to
 """
 
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
 from jitconv.variants.simd import INDEX, INT, Code, Tile, lanes
-from jitconv.variants.tiled.product import clear, inner
+from jitconv.variants.tiled.product import ONE, clear, inner, share
+from jitconv.variants.tiled.workers import each_worker
 
 
 @intrinsic
@@ -105,7 +106,7 @@ def side_by_side(kernel_size, stride, padding, dilation):
     return kernel_size == (2, 2) and stride == (2, 2) and padding == (0, 0) and dilation == (1, 1)
 
 
-def max_pool2d(workers, x, kernel_size, stride, padding, dilation, out, indices):
+def max_pool2d(team, workers, x, kernel_size, stride, padding, dilation, out, indices):
     """z[n, c, row, col] = max over the window, and its index; False for windows other than 2×2 side by side."""
     if not side_by_side(kernel_size, stride, padding, dilation):
         return False
@@ -113,16 +114,15 @@ def max_pool2d(workers, x, kernel_size, stride, padding, dilation, out, indices)
     H_out, W_out = out.shape[2:]
     if 2 * H_out > H or 2 * W_out > W:  # ceil_mode: the last windows reach over the edge
         return False
-    planes = out.shape[0] * out.shape[1]
-    for worker in prange(workers):
-        _windows(worker * planes // workers, (worker + 1) * planes // workers, x, out, indices)
+    each_worker(team, workers, _windows, (x, out, indices))
     return True
 
 
 @inner
-def _windows(begin, end, x, out, indices):
+def _windows(worker, workers, x, out, indices):
     H, W = x.shape[2:]
     H_out, source = out.shape[2], x.reshape(-1)
+    begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
         pool_lines(source[plane * H * W :], H_out, W, 0, plane * H_out, out, indices)
 
@@ -137,26 +137,24 @@ def pool_lines(z, rows, W, top, plane, out, indices):
             max_2x2(z, i, W, 2 * top * W + i, target, o, places, W_out - col)
 
 
-def max_pool2d_grad_input(workers, grad, indices, kernel_size, stride, padding, dilation, out):
+def max_pool2d_grad_input(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
     """∂x = ∂z where the window's maximum was, 0 elsewhere; False for windows that may share one."""
     if (kernel_size[0] - 1) * dilation[0] >= stride[0] or (kernel_size[1] - 1) * dilation[1] >= stride[1]:
         return False
-    planes, (H, W), (H_out, W_out) = out.shape[0] * out.shape[1], out.shape[2:], grad.shape[2:]
-    whole = side_by_side(kernel_size, stride, padding, dilation) and 2 * H_out <= H and 2 * W_out <= W
-    for worker in prange(workers):
-        begin, end = worker * planes // workers, (worker + 1) * planes // workers
-        if whole:
-            _spread_windows(begin, end, grad, indices, out)
-        else:
-            _give_back(begin, end, grad, indices, out)
+    (H, W), (H_out, W_out) = out.shape[2:], grad.shape[2:]
+    if side_by_side(kernel_size, stride, padding, dilation) and 2 * H_out <= H and 2 * W_out <= W:
+        each_worker(team, workers, _spread_windows, (grad, indices, out))
+    else:
+        each_worker(team, workers, _give_back, (grad, indices, out))
     return True
 
 
 @inner
-def _spread_windows(begin, end, grad, indices, out):
+def _spread_windows(worker, workers, grad, indices, out):
     """Write every line of windows whole, and zeros to the line and the column that no window reaches."""
     (H, W), (H_out, W_out) = out.shape[2:], grad.shape[2:]
     source, places, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
+    begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
         for row in range(H_out):
             i, o = (plane * H + 2 * row) * W, (plane * H_out + row) * W_out
@@ -168,13 +166,14 @@ def _spread_windows(begin, end, grad, indices, out):
 
 
 @inner
-def _give_back(begin, end, grad, indices, out):
+def _give_back(worker, workers, grad, indices, out):
     """Each window writes only where its own maximum is, so no two write to one place."""
     size, windows = out.shape[2] * out.shape[3], grad.shape[2] * grad.shape[3]
     source, places, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
+    begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
         mine = target[plane * size : (plane + 1) * size]
-        mine[:] = 0
+        clear(mine, 0, size)
         for window in range(plane * windows, (plane + 1) * windows):
             place = places[window]
             if 0 <= place < size:

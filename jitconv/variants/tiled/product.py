@@ -1,9 +1,9 @@
 """The matrix product that every tiled layer stands on: C = A · B, a register tile of C at a time.
 
-A: (M, K) is packed once into panels of a few rows, each column of a panel side by side, as `outer` reads them.
+A: (M, K) is read where it lies, a few rows at a time, one number of each for one row of B.
 B: (K, N) is read where it lies, rows or columns of a matrix or shifted images, and copied in strips as wide as a tile
 (a convolution's columns never exist beyond that). Strips stay in the second-level cache while all of A passes over
-them, and a panel's part of C in the first while a chunk of the sum is added up.
+them, and the sums of a few rows of C in the first until a chunk of their terms is added up.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import literal_unroll
 
-from jitconv.variants.compiling import njit
+from jitconv.variants.compiling import inner
 from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, plus, put, turn, zeros
 
 SHORT_BLOCK, LONG_BLOCK = 64, 128  # terms of a sum that are added up on their own: it bounds the rounding error,
@@ -25,8 +25,6 @@ FEW_ROWS = 128  # of A, up to which a strip is used too little to be worth its c
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
 
 NEAR = CHUNK + LINE // 4  # numbers between rows of A that are copied for a tile
-
-inner = partial(njit, cache=False)  # what a cached kernel calls is kept in the kernel's own file
 
 
 class Factor(NamedTuple):
@@ -240,13 +238,12 @@ def _turn_strip(columns, depth, width, strip):
 
 
 @inner
-def turn_matrix(a, b):
-    """B[n, m] = A[m, n] for C-contiguous matrices."""
-    (M, N), lane = a.shape, lanes(a)
-    source, target = a.reshape(-1), b.reshape(-1)
+def turn_matrix(matrix, target, pitch):
+    """target[n · pitch + m] = matrix[m, n]"""
+    (M, N), lane, source = matrix.shape, lanes(matrix), matrix.reshape(-1)
     for m in range(0, M, lane):
         for n in range(0, N, lane):
-            turn(source, m * N + n, N, target, n * M + m, M, min(lane, M - m), min(lane, N - n))
+            turn(source, m * N + n, N, target, n * pitch + m, pitch, min(lane, M - m), min(lane, N - n))
 
 
 @inner

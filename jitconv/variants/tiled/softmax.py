@@ -9,24 +9,24 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
-from jitconv.variants.compiling import EXACT, njit
+from jitconv.variants.compiling import EXACT, inner
 from jitconv.variants.elementwise import everywhere, exp, highest, larger, load, log, store, total, width
 from jitconv.variants.jit import serial
 from jitconv.variants.simd import REGISTERS, zeros
 from jitconv.variants.tiled.product import share
+from jitconv.variants.tiled.workers import each_worker
 
 loss_at, number = serial.loss_at, serial.number
 WIDE = REGISTERS // 8  # registers of samples side by side
 
 
 def exact(function):
-    return njit(function, fastmath=EXACT, cache=False)
+    return inner(function, fastmath=EXACT)
 
 
 def inlined(function):
-    return njit(function, fastmath=EXACT, cache=False, forceinline=True)
+    return inner(function, fastmath=EXACT, forceinline=True)
 
 
 class Walk(NamedTuple):
@@ -96,16 +96,15 @@ def together(sums, way):
     return total(sums) if way.less > 0 else sums
 
 
-def softmax(workers, x, out):
-    for worker in prange(workers):
-        if x.shape[2] == 1:
-            _softmax(zeros(x, 1, 1), worker, workers, x, out)
-        else:
-            _softmax(zeros(x, 1, WIDE), worker, workers, x, out)
+def softmax(team, workers, x, out):
+    if x.shape[2] == 1:
+        each_worker(team, workers, _softmax, (zeros(x, 1, 1), x, out))
+    else:
+        each_worker(team, workers, _softmax, (zeros(x, 1, WIDE), x, out))
 
 
 @exact
-def _softmax(unit, worker, workers, x, out):
+def _softmax(worker, workers, unit, x, out):
     """z[c] = exp(x[c] − top) / Σ_k exp(x[k] − top)"""
     (first, last), values, target = part(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
     for index in range(first, last):
@@ -120,16 +119,15 @@ def _softmax(unit, worker, workers, x, out):
             put(get(unit, target, way, k, 0) * share_of_one, target, way, k)
 
 
-def softmax_grad_input(workers, grad, z, out):
-    for worker in prange(workers):
-        if z.shape[2] == 1:
-            _softmax_grad_input(zeros(z, 1, 1), worker, workers, grad, z, out)
-        else:
-            _softmax_grad_input(zeros(z, 1, WIDE), worker, workers, grad, z, out)
+def softmax_grad_input(team, workers, grad, z, out):
+    if z.shape[2] == 1:
+        each_worker(team, workers, _softmax_grad_input, (zeros(z, 1, 1), grad, z, out))
+    else:
+        each_worker(team, workers, _softmax_grad_input, (zeros(z, 1, WIDE), grad, z, out))
 
 
 @exact
-def _softmax_grad_input(unit, worker, workers, grad, z, out):
+def _softmax_grad_input(worker, workers, unit, grad, z, out):
     """∂x[c] = z[c] · (∂z[c] − Σ_k ∂z[k] · z[k])"""
     (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
     target = out.reshape(-1)
@@ -142,16 +140,15 @@ def _softmax_grad_input(unit, worker, workers, grad, z, out):
             put(get(unit, values, way, k, 0) * (get(unit, slopes, way, k, 0) - mean), target, way, k)
 
 
-def log_softmax(workers, x, out):
-    for worker in prange(workers):
-        if x.shape[2] == 1:
-            _log_softmaxes(zeros(x, 1, 1), worker, workers, x, out)
-        else:
-            _log_softmaxes(zeros(x, 1, WIDE), worker, workers, x, out)
+def log_softmax(team, workers, x, out):
+    if x.shape[2] == 1:
+        each_worker(team, workers, _log_softmaxes, (zeros(x, 1, 1), x, out))
+    else:
+        each_worker(team, workers, _log_softmaxes, (zeros(x, 1, WIDE), x, out))
 
 
 @exact
-def _log_softmaxes(unit, worker, workers, x, out):
+def _log_softmaxes(worker, workers, unit, x, out):
     """Fill the worker's part of `out`; return from which sample on, n·D + d, and up to which."""
     (first, last), values, target = part(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
     for index in range(first, last):
@@ -171,16 +168,15 @@ def _log_softmax(unit, x, way, out):
         put(get(unit, x, way, k, 0) - top - log_total, out, way, k)
 
 
-def log_softmax_grad_input(workers, grad, z, out):
-    for worker in prange(workers):
-        if z.shape[2] == 1:
-            _log_softmax_grad_input(zeros(z, 1, 1), worker, workers, grad, z, out)
-        else:
-            _log_softmax_grad_input(zeros(z, 1, WIDE), worker, workers, grad, z, out)
+def log_softmax_grad_input(team, workers, grad, z, out):
+    if z.shape[2] == 1:
+        each_worker(team, workers, _log_softmax_grad_input, (zeros(z, 1, 1), grad, z, out))
+    else:
+        each_worker(team, workers, _log_softmax_grad_input, (zeros(z, 1, WIDE), grad, z, out))
 
 
 @exact
-def _log_softmax_grad_input(unit, worker, workers, grad, z, out):
+def _log_softmax_grad_input(worker, workers, unit, grad, z, out):
     """∂x[c] = ∂z[c] − exp(z[c]) · Σ_k ∂z[k]"""
     (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
     target = out.reshape(-1)
@@ -193,29 +189,33 @@ def _log_softmax_grad_input(unit, worker, workers, grad, z, out):
             put(get(unit, slopes, way, k, 0) - exp(get(unit, values, way, k, 0)) * whole, target, way, k)
 
 
-def cross_entropy(workers, x, target, weight, ignore_index, smoothing, losses, weights, log_p):
+def cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, losses, weights, log_p):
     """log_p = log_softmax(x), and from it the loss and the weight of each sample."""
-    D = x.shape[2]
-    for worker in prange(workers):
-        if D == 1:
-            samples = _log_softmaxes(zeros(x, 1, 1), worker, workers, x, log_p)
-        else:
-            samples = _log_softmaxes(zeros(x, 1, WIDE), worker, workers, x, log_p)
-        for sample in range(samples[0], samples[1]):
-            loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, sample // D, sample % D)
-
-
-def cross_entropy_grad_input(workers, grad, log_p, target, weight, ignore_index, smoothing, out):
-    for worker in prange(workers):
-        labels = Labels(target, weight, ignore_index, smoothing)
-        if out.shape[2] == 1:
-            _cross_entropy_grad_input(zeros(out, 1, 1), worker, workers, grad, log_p, labels, out)
-        else:
-            _cross_entropy_grad_input(zeros(out, 1, WIDE), worker, workers, grad, log_p, labels, out)
+    labels = Labels(target, weight, ignore_index, smoothing)
+    if x.shape[2] == 1:
+        each_worker(team, workers, _cross_entropy, (zeros(x, 1, 1), x, labels, losses, weights, log_p))
+    else:
+        each_worker(team, workers, _cross_entropy, (zeros(x, 1, WIDE), x, labels, losses, weights, log_p))
 
 
 @exact
-def _cross_entropy_grad_input(unit, worker, workers, grad, log_p, labels, out):
+def _cross_entropy(worker, workers, unit, x, labels, losses, weights, log_p):
+    (target, weight, ignore_index, smoothing), D = labels, x.shape[2]
+    first, last = _log_softmaxes(worker, workers, unit, x, log_p)
+    for sample in range(first, last):
+        loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, sample // D, sample % D)
+
+
+def cross_entropy_grad_input(team, workers, grad, log_p, target, weight, ignore_index, smoothing, out):
+    labels = Labels(target, weight, ignore_index, smoothing)
+    if out.shape[2] == 1:
+        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, 1), grad, log_p, labels, out))
+    else:
+        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, WIDE), grad, log_p, labels, out))
+
+
+@exact
+def _cross_entropy_grad_input(worker, workers, unit, grad, log_p, labels, out):
     """∂x[c] = ∂loss · (exp(log_p[c]) · Σ_k t_k − t_c) with t_c = w[c] · ((1 − ε)·[c = y] + ε/C)"""
     (first, last), logs, slopes = part(unit, out, worker, workers), log_p.reshape(-1), out.reshape(-1)
     target, weight, ignore_index, smoothing = labels
@@ -236,7 +236,8 @@ def _cross_entropy_grad_input(unit, worker, workers, grad, log_p, labels, out):
         _scale(each_lane(unit, grads, way), way, slopes)
         for d in range(start, stop):
             if target[n, d] == ignore_index:
-                out[n, :, d] = 0
+                for c in range(out.shape[1]):
+                    out[n, c, d] = 0
 
 
 @inlined
