@@ -20,7 +20,7 @@ from torch._prims_common import suggest_memory_format
 from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
 
 from jitconv import ops, shapes, variants
-from jitconv.calls import remembered
+from jitconv.calls import observed, remembered
 from jitconv.variants import Variant
 
 Array = Any  # a NumPy array or a torch tensor; what comes in goes out
@@ -180,6 +180,7 @@ def log_softmax(
     return _along(ops.log_softmax, "log_softmax", input, dim, dtype, variant)
 
 
+@remembered
 def cross_entropy(
     input: Array,
     target: Array,
@@ -220,10 +221,14 @@ def _losses(
     if not by_index:
         return _soft_losses(chosen, input, target, weight, label_smoothing)
     target, how = _int64(target), (weight, ignore_index, float(label_smoothing))
-    if input.ndim > 1:
-        return ops.cross_entropy(chosen, input, target, *how)
-    losses, weights, _ = ops.cross_entropy(chosen, input[None], target[None], *how)
-    return losses[0], weights[0]
+    single = input.ndim == 1
+    if single:
+        input, target = input[None], target[None]
+    if reduction != "none" and "reduced_cross_entropy" in chosen.ops and not observed():  # vmap folds single losses
+        loss, _ = ops.reduced_cross_entropy(chosen, input, target, *how, reduction == "mean")
+        return loss, None
+    results = ops.cross_entropy(chosen, input, target, *how)
+    return (results[0][0], results[1][0]) if single else results
 
 
 SOFTMAX_FAMILY = (softmax, log_softmax, cross_entropy)

@@ -17,7 +17,7 @@ from jitconv.variants.jit import serial
 from jitconv.variants.simd import REGISTERS, zeros
 from jitconv.variants.tiled.product import share
 
-loss_at, number = serial.loss_at, serial.number
+cross_entropy_at, loss_at, number = serial.cross_entropy_at, serial.loss_at, serial.number
 WIDE = REGISTERS // 8  # registers of samples side by side
 
 
@@ -205,13 +205,68 @@ def cross_entropy(workers, x, target, weight, ignore_index, smoothing, losses, w
             loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, sample // D, sample % D)
 
 
-def cross_entropy_grad_input(workers, grad, log_p, target, weight, ignore_index, smoothing, out):
+def reduced_cross_entropy(workers, x, target, weight, ignore_index, smoothing, mean, loss, log_p):
+    """log_p = log_softmax(x), and the sum of all losses, with `mean` over that of their weights.
+
+    The sums are float64's, because the samples may be the pixels of many images.
+    """
+    total, known = weight_of(target, weight, ignore_index)
+    if not known:
+        return False
+    sums = np.zeros(workers)
     for worker in prange(workers):
         labels = Labels(target, weight, ignore_index, smoothing)
-        if out.shape[2] == 1:
-            _cross_entropy_grad_input(zeros(out, 1, 1), worker, workers, grad, log_p, labels, out)
+        if x.shape[2] == 1:
+            samples = _log_softmaxes(zeros(x, 1, 1), worker, workers, x, log_p)
         else:
-            _cross_entropy_grad_input(zeros(out, 1, WIDE), worker, workers, grad, log_p, labels, out)
+            samples = _log_softmaxes(zeros(x, 1, WIDE), worker, workers, x, log_p)
+        sums[worker] = _sum_of_losses(log_p, labels, samples)
+    loss[0] = sums.sum() / (total if mean else 1)
+    return True
+
+
+@exact
+def weight_of(target, weight, ignore_index):
+    """Σ w[y] of all samples; and whether every y is a class or `ignore_index`"""
+    total = 0.0
+    for y in target.flat:
+        if y != ignore_index:
+            if y < 0 or y >= weight.shape[0]:
+                return total, False
+            total += weight[y]
+    return total, True
+
+
+@exact
+def _sum_of_losses(log_p, labels, samples):
+    total, D = 0.0, log_p.shape[2]
+    for sample in range(samples[0], samples[1]):
+        if labels.target[sample // D, sample % D] != labels.ignore_index:
+            total += cross_entropy_at(log_p, labels.target, labels.weight, labels.smoothing, sample // D, sample % D)
+    return total
+
+
+def cross_entropy_grad_input(workers, grad, log_p, target, weight, ignore_index, smoothing, out):
+    for worker in prange(workers):
+        _cross_entropy_grad_inputs(worker, workers, grad, log_p, Labels(target, weight, ignore_index, smoothing), out)
+
+
+def reduced_cross_entropy_grad_input(workers, grad, log_p, target, weight, ignore_index, smoothing, mean, out):
+    total, known = weight_of(target, weight, ignore_index)
+    if not known:
+        return False
+    grads = np.full(target.shape, number(out, grad[0] / (total if mean else 1)))
+    for worker in prange(workers):
+        _cross_entropy_grad_inputs(worker, workers, grads, log_p, Labels(target, weight, ignore_index, smoothing), out)
+    return True
+
+
+@exact
+def _cross_entropy_grad_inputs(worker, workers, grad, log_p, labels, out):
+    if out.shape[2] == 1:
+        _cross_entropy_grad_input(zeros(out, 1, 1), worker, workers, grad, log_p, labels, out)
+    else:
+        _cross_entropy_grad_input(zeros(out, 1, WIDE), worker, workers, grad, log_p, labels, out)
 
 
 @exact
