@@ -18,12 +18,14 @@ from torch._C import _any_requires_grad, _get_tracing_state, _len_torch_dispatch
 from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from jitconv import variants
 from jitconv.memory import LARGE, keep_freed_memory, memory_of, prefer_huge_pages
 from jitconv.variants import Variant
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+OPTIONS = (int, bool, float, str, type(None))  # the usual ones, told from tensors at once
 REMEMBERED = 1024  # calls of a variant; then it begins anew
 SMALL = 2048  # numbers in all arrays of a call; a second core would save less than the 6 µs that it takes to start
 _recorder = threading.local()
@@ -79,7 +81,9 @@ class Call:
             for out in outs:
                 prefer_huge_pages(out)
         if self.absent:
-            tensors = [self.absent.get(i, tensor) for i, tensor in enumerate(tensors)]
+            tensors = [*tensors]
+            for place, tensor in self.absent.items():
+                tensors[place] = tensor
         if not self.plain:
             tensors = [tensor.resolve_neg().contiguous() for tensor in tensors]
         if self.arrays:
@@ -107,6 +111,18 @@ class Call:
                 self.gradients[key] = Plan.of(made, (grad, *saved), grads)
             return grads
         return self.op.backward(self, saved, grad, needs) if plan is None else plan(grad, *saved)
+
+
+class View:
+    """A reshape of one tensor: all that some layers do, and remembered as a Call is."""
+
+    tensors = 1
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = shape
+
+    def __call__(self, tensor: Any) -> Any:
+        return tensor.reshape(self.shape)
 
 
 class Plan:
@@ -156,7 +172,7 @@ _apply = super(torch.autograd.Function, _Differentiable).apply
 def observed() -> bool:
     """Whether somebody wants to see every operator: a compiler, a transform, a mode, a trace or a profiler."""
     return (
-        torch.compiler.is_compiling()
+        is_compiling()
         or peek_interpreter_stack() is not None
         or _len_torch_dispatch_stack() > 0
         or _get_tracing_state() is not None
@@ -173,20 +189,20 @@ def special(value: Any) -> bool:
 
 def signature(args: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return what a call follows from, if all its tensors are plain, contiguous and on the CPU; else None."""
-    parts: list[Any] = []
+    parts: tuple[Any, ...] = ()
     for arg in args:
         kind = type(arg)
         if kind in PLAIN:
             if not arg.is_cpu or not arg.is_contiguous() or arg.is_neg() or is_legacy_batchedtensor(arg):
                 return None
-            parts += (arg.shape, arg.dtype)
+            parts += arg.shape, arg.dtype
         elif kind is tuple or kind is list:
-            parts += (*arg, *map(type, arg))  # for 1 == 1.0 == True, but not every one is a stride
-        elif isinstance(arg, torch.Tensor):
-            return None
+            parts += *arg, *map(type, arg)  # for 1 == 1.0 == True, but not every one is a stride
+        elif kind in OPTIONS or not isinstance(arg, torch.Tensor):
+            parts += arg, kind
         else:
-            parts += (arg, kind)
-    return tuple(parts)
+            return None
+    return parts
 
 
 def remember(variant: Variant, key: Hashable, call: Any) -> None:
@@ -195,7 +211,7 @@ def remember(variant: Variant, key: Hashable, call: Any) -> None:
     variant.calls[key] = call
 
 
-def record(call: Call, tensors: Sequence[Any], result: Any) -> None:
+def record(call: Call | View, tensors: Sequence[Any], result: Any) -> None:
     """Note a call for `remembered`, which may be watching."""
     if (made := getattr(_recorder, "made", None)) is not None:
         made.append((call, tensors, result))
@@ -243,7 +259,7 @@ def watched(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[l
         _recorder.made = before
 
 
-def _straight(made: list[Any], given: Sequence[Any], result: Any) -> Call | None:
+def _straight(made: list[Any], given: Sequence[Any], result: Any) -> Call | View | None:
     """The one call that was made, if it took the layer's own arguments and gave its result, alone or before others.
 
     None if the layer did something else as well.

@@ -126,7 +126,9 @@ class Op:
         if self.check is not None:
             self.check(*arrays[: self.tensors], *constants)
         if kernel is not None:
-            kernel(*arrays[: self.tensors], *constants, *arrays[self.tensors :])
+            arguments = [*arrays]
+            arguments[self.tensors : self.tensors] = constants
+            kernel(*arguments)
 
     def kept(self, args: Sequence[Any]) -> dict[str, Any]:
         """Return the arguments by name, of arrays and tensors the shapes alone."""

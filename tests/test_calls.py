@@ -32,6 +32,18 @@ def test_straight_calls_are_remembered_and_others_are_not() -> None:
     assert known("relu") == []
 
 
+def test_a_view_is_remembered_as_an_op_is() -> None:
+    variants.get("jit-tiled").calls.clear()
+    for _ in range(2):
+        assert F.flatten(X, 1).data_ptr() == X.data_ptr()
+        assert torch.equal(F.flatten(X, 1), X.flatten(1))
+        assert torch.equal(F.flatten(X), X.flatten())
+        assert torch.equal(F.flatten(X.transpose(2, 3), 1), X.transpose(2, 3).flatten(1))
+    assert [op is not None for op in known("flatten")] == [True, True]
+    with pytest.raises(TypeError, match="start_dim"):
+        F.flatten(X, True)
+
+
 def test_every_option_and_every_shape_counts() -> None:
     for options in ({}, {"stride": 2}, {"stride": (2, 1)}, {"padding": "same"}, {"padding": 1, "dilation": 2}):
         for x, w in ((X, W), (X[:1], W), (X.double(), W.double()), (torch.cat((X, X), 1), torch.cat((W, W), 1))):
