@@ -1,7 +1,8 @@
 """What a call costs before it computes: an op bound to shapes once, and calls of layers that are remembered by shapes.
 
 torch's own layers take 2 to 6 µs a call, an autograd.Function in Python that does nothing takes 3. Checking arguments,
-working out shapes and asking torch for arrays took ten more; for shapes seen before, none of that is done again.
+working out shapes and asking torch for arrays took ten more; for shapes seen before, none of that is done again, nor
+for their gradients.
 """
 
 import copy
