@@ -58,7 +58,7 @@ class Call:
             i: first.new_full(*op.absent(names[i], args)) for i, tensor in enumerate(tensors) if tensor is None
         }
         self.arrays = first.is_cpu and not variant.tensors
-        self.plain = all(t is None or (t.is_contiguous() and not t.is_neg()) for t in tensors)
+        self.plain = variant.tensors or all(t is None or (t.is_contiguous() and not t.is_neg()) for t in tensors)
         given = [self.absent.get(i, tensor) for i, tensor in enumerate(tensors)]
         self.seen = []
         for name, tensor in zip((*names, *op.results), (*given, *self.prototypes), strict=True):
@@ -272,7 +272,7 @@ def _straight(made: list[Any], given: Sequence[Any], result: Any) -> Call | View
         return None
     if type(results) is tuple and result is results[0]:
         call = copy.copy(call)
-        call.single, call.gradients = True, {}
+        call.single = True
         return call
     return call if result is results else None
 

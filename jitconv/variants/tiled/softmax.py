@@ -227,7 +227,7 @@ def reduced_cross_entropy(workers, x, target, weight, ignore_index, smoothing, m
 
 @exact
 def weight_of(target, weight, ignore_index):
-    """Σ w[y] of all samples; and whether every y is a class or `ignore_index`"""
+    """Σ w[y] over the samples that are not ignored; and whether every y is a class or `ignore_index`"""
     total = 0.0
     for y in target.flat:
         if y != ignore_index:
