@@ -69,7 +69,10 @@ class Op:
         torch.library.register_fake(self.torch_op, self._on_fakes, lib=_library)
         torch.library.register_autograd(
             self.torch_op,
-            lambda ctx, *grads: (*self.backward(ctx, grads[0], ctx.needs_input_grad[:-1]), None),
+            lambda ctx, *grads: (
+                *self.backward(ctx.call, ctx.saved_tensors, grads[0], ctx.needs_input_grad[:-1]),
+                None,
+            ),
             setup_context=self.set_up,
             lib=_library,
         )
@@ -123,7 +126,9 @@ class Op:
         if self.check is not None:
             self.check(*arrays[: self.tensors], *constants)
         if kernel is not None:
-            kernel(*arrays[: self.tensors], *constants, *arrays[self.tensors :])
+            arguments = [*arrays]
+            arguments[self.tensors : self.tensors] = constants
+            kernel(*arguments)
 
     def kept(self, args: Sequence[Any]) -> dict[str, Any]:
         """Return the arguments by name, of arrays and tensors the shapes alone."""
@@ -142,35 +147,34 @@ class Op:
         return one_or_all(outs)
 
     def _on_tensors(self, *args: Any) -> Any:
-        return Call(self, variants.get(args[-1]), args[:-1]).run(args[: self.tensors])
+        return one_or_all(Call(self, variants.get(args[-1]), args[:-1]).run(args[: self.tensors]))
 
-    def save(self, ctx: Any, call: Any, tensors: Sequence[Any], results: Any) -> None:
+    def save(self, ctx: Any, call: Any, tensors: Sequence[Any], results: Sequence[Any]) -> None:
         """Keep what the gradients will read: the tensors in `saves`, and call.variant and call.kept."""
         ctx.call = call
-        if isinstance(results, tuple):
-            ctx.mark_non_differentiable(*results[1:])
-            values = (*tensors, *results)
-        else:
-            values = (*tensors, results)
+        values = (*tensors, *results)
         ctx.save_for_backward(*[values[index] for index in self.saved])
+        if not call.single:
+            ctx.mark_non_differentiable(*results[1:])
 
     def set_up(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save, as torch.library and torch.func want it done: apart from the forward, from all of its inputs."""
-        call = SimpleNamespace(op=self, variant=variants.get(inputs[-1]), kept=self.kept(inputs[:-1]))
-        self.save(ctx, call, inputs[: self.tensors], output)
+        single = len(self.results) == 1
+        call = SimpleNamespace(op=self, variant=variants.get(inputs[-1]), kept=self.kept(inputs[:-1]), single=single)
+        self.save(ctx, call, inputs[: self.tensors], (output,) if single else output)
 
-    def backward(self, ctx: Any, grad: torch.Tensor, needs: Sequence[bool]) -> list[Any]:
+    def backward(self, call: Any, saved: Sequence[Any], grad: torch.Tensor, needs: Sequence[bool]) -> list[Any]:
         """Return the gradient of every argument that needs one, None for the others.
 
         Raises RuntimeError where the op has no formula for it (a second derivative, say).
         """
-        kept, tensors = ctx.call.kept, dict(zip(self.saves, ctx.saved_tensors, strict=True))
-        saved = SimpleNamespace(**{**kept, **tensors}, shapes=kept, variant=ctx.call.variant)
+        tensors = dict(zip(self.saves, saved, strict=True))
+        values = SimpleNamespace(**{**call.kept, **tensors}, shapes=call.kept, variant=call.variant)
         grads = []
         for name, needed in zip(self.arguments, needs, strict=False):
             if needed and name not in self.gradients:
                 raise RuntimeError(f"jitconv::{self.name} has no gradient with respect to {name}")
-            grads.append(self.gradients[name](saved, grad) if needed else None)
+            grads.append(self.gradients[name](values, grad) if needed else None)
         return grads
 
     def vmap(self, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
@@ -217,7 +221,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return None, *ctx.call.op.backward(ctx, grads[0], ctx.needs_input_grad[1:-1]), None
+        return None, *ctx.call.op.backward(ctx.call, ctx.saved_tensors, grads[0], ctx.needs_input_grad[1:-1]), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, op: Op, *args: Any) -> Any:

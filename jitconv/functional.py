@@ -20,7 +20,7 @@ from torch._prims_common import suggest_memory_format
 from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
 
 from jitconv import ops, shapes, variants
-from jitconv.calls import remembered
+from jitconv.calls import View, observed, record, remembered
 from jitconv.variants import Variant
 
 Array = Any  # a NumPy array or a torch tensor; what comes in goes out
@@ -101,6 +101,7 @@ def conv2d_max_pool2d(
     return out
 
 
+@remembered
 def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: str | None = None) -> Array:
     """Merge the dimensions start_dim … end_dim of input into one; for images j = c·H·W + m·W + l.
 
@@ -111,7 +112,9 @@ def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: str
     merged = math.prod(input.shape[first : last + 1])
     shape = (*input.shape[:first], merged, *input.shape[last + 1 :])
     if "flatten" not in chosen.ops or first == last:
-        return input.reshape(shape)
+        result = input.reshape(shape)
+        record(View(shape), (input,), result)
+        return result
     if chosen.whole:
         return _whole(chosen, "flatten", input, start_dim, end_dim)
     image = input.shape if input.ndim == 4 and first == 1 and last == 3 else (1, 1, 1, math.prod(input.shape))
@@ -180,6 +183,7 @@ def log_softmax(
     return _along(ops.log_softmax, "log_softmax", input, dim, dtype, variant)
 
 
+@remembered
 def cross_entropy(
     input: Array,
     target: Array,
@@ -220,10 +224,14 @@ def _losses(
     if not by_index:
         return _soft_losses(chosen, input, target, weight, label_smoothing)
     target, how = _int64(target), (weight, ignore_index, float(label_smoothing))
-    if input.ndim > 1:
-        return ops.cross_entropy(chosen, input, target, *how)
-    losses, weights, _ = ops.cross_entropy(chosen, input[None], target[None], *how)
-    return losses[0], weights[0]
+    single = input.ndim == 1
+    if single:
+        input, target = input[None], target[None]
+    if reduction != "none" and "reduced_cross_entropy" in chosen.ops and not observed():  # vmap folds single losses
+        loss, _ = ops.reduced_cross_entropy(chosen, input, target, *how, reduction == "mean")
+        return loss, None
+    results = ops.cross_entropy(chosen, input, target, *how)
+    return (results[0][0], results[1][0]) if single else results
 
 
 SOFTMAX_FAMILY = (softmax, log_softmax, cross_entropy)

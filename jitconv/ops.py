@@ -26,9 +26,11 @@ def along_dim(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
 
 
 def by_class(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
-    """Logits (N, C, …) are (N, C, D) to the kernels, what each sample has one of is (N, D)."""
+    """Logits (N, C, …) are (N, C, D) to the kernels, what each sample has one of is (N, D), one of all is (1,)."""
     if name == "weight":
         return shape
+    if shape == ():
+        return (1,)
     if name in ("input", "log_p", "result"):
         return shape[0], shape[1], math.prod(shape[2:])
     return shape[0], math.prod(shape[1:])
@@ -285,6 +287,32 @@ cross_entropy_grad_input: Op = Op(
     },
     saves="grad log_p target weight",
     batched="grad log_p target",
+    seen=by_class,
+    fills=CLASSES_OF_LOG_P,
+)
+
+
+def _reduced_gradient(s: Any, grad: torch.Tensor) -> torch.Tensor:
+    how = s.target, s.weight, s.ignore_index, s.label_smoothing
+    if not torch.is_grad_enabled():
+        return reduced_cross_entropy_grad_input(s.variant, grad, s.log_p, *how, s.mean)
+    _, weights, _ = cross_entropy(s.variant, s.input, *how)
+    return _cross_entropy_gradient(s, (grad / weights.sum() if s.mean else grad).expand(s.target.shape))
+
+
+reduced_cross_entropy: Op = Op(
+    "reduced_cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, float label_smoothing,"
+    " bool mean, str variant) -> (Tensor loss, Tensor log_p)",
+    lambda input, *_: [(), tuple(input.shape)],
+    {"input": _reduced_gradient},
+    saves="input log_p target weight",
+    seen=by_class,
+    fills=CLASSES,
+)
+reduced_cross_entropy_grad_input: Op = Op(
+    "reduced_cross_entropy_grad_input(Tensor grad, Tensor log_p, Tensor target, Tensor? weight, int ignore_index,"
+    " float label_smoothing, bool mean, str variant) -> Tensor",
+    lambda grad, log_p, *_: [tuple(log_p.shape)],
     seen=by_class,
     fills=CLASSES_OF_LOG_P,
 )

@@ -32,6 +32,18 @@ def test_straight_calls_are_remembered_and_others_are_not() -> None:
     assert known("relu") == []
 
 
+def test_a_view_is_remembered_as_an_op_is() -> None:
+    variants.get("jit-tiled").calls.clear()
+    for _ in range(2):
+        assert F.flatten(X, 1).data_ptr() == X.data_ptr()
+        assert torch.equal(F.flatten(X, 1), X.flatten(1))
+        assert torch.equal(F.flatten(X), X.flatten())
+        assert torch.equal(F.flatten(X.transpose(2, 3), 1), X.transpose(2, 3).flatten(1))
+    assert [op is not None for op in known("flatten")] == [True, True]
+    with pytest.raises(TypeError, match="start_dim"):
+        F.flatten(X, True)
+
+
 def test_every_option_and_every_shape_counts() -> None:
     for options in ({}, {"stride": 2}, {"stride": (2, 1)}, {"padding": "same"}, {"padding": 1, "dilation": 2}):
         for x, w in ((X, W), (X[:1], W), (X.double(), W.double()), (torch.cat((X, X), 1), torch.cat((W, W), 1))):
@@ -72,6 +84,44 @@ def test_gradients_of_remembered_calls() -> None:
         torch.testing.assert_close(found, expected)
         with torch.no_grad():
             assert not F.conv2d(x, w, B, padding=1).requires_grad
+
+
+def test_gradients_are_remembered_where_every_tensor_has_one_place() -> None:
+    square, other = torch.randn(3, 3).requires_grad_(), torch.randn(3, 3).requires_grad_()
+    for x, w in ((square, square), (square, other), (other, square), (square, square)):  # all of one shape
+        found = torch.autograd.grad(F.linear(x, w).square().sum(), (x, w))
+        torch.testing.assert_close(found, torch.autograd.grad(torch_functional.linear(x, w).square().sum(), (x, w)))
+
+
+def test_gradients_wanted_of_some_tensors_only_and_of_other_strides() -> None:
+    for wanted in ((True, True), (True, False), (False, True), (True, True)):
+        x, w = X.clone().requires_grad_(wanted[0]), W.clone().requires_grad_(wanted[1])
+        leaves = [leaf for leaf in (x, w) if leaf.requires_grad]
+        for grad in (
+            torch.randn(2, 2, 4, 4),
+            torch.randn(2, 2, 4, 4).transpose(2, 3),
+            torch.ones(()).expand(2, 2, 4, 4),
+        ):
+            found = torch.autograd.grad(F.conv2d(x, w), leaves, grad)
+            torch.testing.assert_close(found, torch.autograd.grad(torch_functional.conv2d(x, w), leaves, grad))
+
+
+def test_saved_tensors_may_come_back_otherwise() -> None:
+    x, w = torch.randn(3, 3), torch.randn(3, 3).requires_grad_()
+    F.linear(x, w).sum().backward()
+    expected, w.grad = w.grad, None
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.t().contiguous().t()):
+        F.linear(x, w).sum().backward()
+    torch.testing.assert_close(w.grad, expected)
+
+
+def test_indices_that_nobody_asked_for_are_no_results() -> None:
+    x = X.clone().requires_grad_()
+    for _ in range(3):
+        out, indices = F.max_pool2d(x, 2, return_indices=True)
+        assert not indices.requires_grad
+        assert torch.equal(out, F.max_pool2d(x, 2))
+        assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in (out, F.max_pool2d(x, 2))))
 
 
 def test_a_variant_that_is_registered_anew_is_called_anew() -> None:

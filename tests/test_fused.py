@@ -1,4 +1,4 @@
-"""conv2d and the max_pool2d after it in one pass: bit for bit what the two give, where nobody looks between them."""
+"""Ops in one pass: conv2d and the max_pool2d after it, bit for bit what the two give; cross_entropy with its mean."""
 
 from typing import Any
 
@@ -104,6 +104,42 @@ def test_modules_are_fused_where_nobody_looks_between(monkeypatch: pytest.Monkey
     assert calls(monkeypatch, model) == 0
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(5, 4), (0, 4), (4,), (300, 10), (2, 3, 4, 5), (3, 33, 40, 50)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_reduced_in_its_kernel(shape: tuple[int, ...], reduction: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        classes = shape[0] if len(shape) == 1 else shape[1]
+        x, weight = torch.randn(shape).requires_grad_(), torch.rand(classes)
+        target = torch.randint(classes, shape[:1][: len(shape) - 1] + shape[2:])
+        options = {"ignore_index": 1, "label_smoothing": 0.1, "reduction": reduction}
+        for x_, w in ((x, None), (x, weight), (x.detach().double().requires_grad_(), weight.double())):
+            for _ in range(2):
+                found, expected = (
+                    (loss := layer(x_, target, w, **options), *torch.autograd.grad(3 * loss, x_))
+                    for layer in (F.cross_entropy, nn.functional.cross_entropy)
+                )
+                torch.testing.assert_close(found, expected, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_mean_of_many_losses_is_as_good_as_one_of_few() -> None:
+    x, target = torch.randn(1, 2, 1000, 1000), torch.randint(2, (1, 1000, 1000))
+    exact = nn.functional.cross_entropy(x.double(), target)
+    assert abs(F.cross_entropy(x, target).double() - exact) < 2**-23 * exact
+
+
+def test_second_derivatives_of_a_reduced_loss() -> None:
+    x, weight = torch.randn(4, 3, dtype=torch.float64).requires_grad_(), torch.rand(3, dtype=torch.float64)
+    for reduction in ("mean", "sum"):
+        loss = lambda x: F.cross_entropy(x, torch.tensor([0, 2, -100, 1]), weight, reduction=reduction)  # noqa: B023, E731
+        assert torch.autograd.gradcheck(loss, x)
+        assert torch.autograd.gradgradcheck(loss, x)
+
+
 def test_kernels_of_a_users_own_are_never_passed_over() -> None:
     def zeros(*args: Any) -> None:
         args[-1][...] = 0
@@ -112,3 +148,10 @@ def test_kernels_of_a_users_own_are_never_passed_over() -> None:
     assert "conv2d_max_pool2d" not in mine.ops
     assert "conv2d_max_pool2d" in variants.get("jit-tiled").ops
     assert jitconv.nn.convert(sequence(), "zero conv")(torch.randn(2, 1, 8, 8)).count_nonzero() == 0
+    for op in variants.LOSS_OPS:
+        mine = jitconv.register_variant("zero loss", base="jit-tiled", **{op: zeros})
+        assert not any(name.startswith("reduced") for name in mine.ops)
+    x = torch.randn(2, 3).requires_grad_()
+    F.cross_entropy(x, torch.tensor([0, 1]), variant="zero loss").backward()
+    assert x.grad is not None
+    assert x.grad.count_nonzero() == 0

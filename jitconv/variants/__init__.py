@@ -62,7 +62,12 @@ OPS = (
     "cross_entropy",
     "cross_entropy_grad_input",
 )
-FUSED_OPS = {"conv2d_max_pool2d": ("conv2d", "max_pool2d")}  # in one pass, where a variant gains by it
+LOSS_OPS = ("cross_entropy", "cross_entropy_grad_input")
+FUSED_OPS = {  # ops in one pass, where a variant gains by it, and what they stand for
+    "conv2d_max_pool2d": ("conv2d", "max_pool2d"),
+    "reduced_cross_entropy": LOSS_OPS,
+    "reduced_cross_entropy_grad_input": LOSS_OPS,
+}
 EXACT_OPS = ("max_pool2d", "flatten", "relu")  # and their gradients: equal to torch's bit for bit
 
 _BUILT_IN = {  # name: (module, device); slowest to fastest, the order of every table

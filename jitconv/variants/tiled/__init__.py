@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jitconv.shapes import class_indices
 from jitconv.variants import Variant, get
 from jitconv.variants.compiling import njit
 from jitconv.variants.threads import Kernel
@@ -69,5 +70,14 @@ def _in_turn(x: Any, weight: Any, bias: Any, *args: Any) -> None:
     _ops["max_pool2d"](z, kernel_size, stride, padding, dilation, out, indices)
 
 
+def _refuse(logits: Any, target: Any, weight: Any, ignore_index: int, *rest: Any) -> None:
+    """Raise the ValueError of a target that is no class."""
+    class_indices(target, logits.shape[1], ignore_index)
+
+
 _ops["conv2d_max_pool2d"] = Tiled(fused.conv2d_max_pool2d, _in_turn)
+_ops["reduced_cross_entropy"] = Tiled(softmax.reduced_cross_entropy, _refuse)
+_ops["reduced_cross_entropy_grad_input"] = Tiled(
+    softmax.reduced_cross_entropy_grad_input, lambda grad, *args: _refuse(*args)
+)
 VARIANTS = (Variant("jit-tiled", "cpu", _ops),)

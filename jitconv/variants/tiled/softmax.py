@@ -17,7 +17,7 @@ from jitconv.variants.simd import REGISTERS, zeros
 from jitconv.variants.tiled.product import share
 from jitconv.variants.tiled.workers import each_worker
 
-loss_at, number = serial.loss_at, serial.number
+cross_entropy_at, loss_at, number = serial.cross_entropy_at, serial.loss_at, serial.number
 WIDE = REGISTERS // 8  # registers of samples side by side
 
 
@@ -198,6 +198,45 @@ def cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, los
         each_worker(team, workers, _cross_entropy, (zeros(x, 1, WIDE), x, labels, losses, weights, log_p))
 
 
+def reduced_cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, mean, loss, log_p):
+    """log_p = log_softmax(x), and the sum of all losses, with `mean` over that of their weights.
+
+    The sums are float64's, because the samples may be the pixels of many images.
+    """
+    total, known = weight_of(target, weight, ignore_index)
+    if not known:
+        return False
+    sums, labels = np.zeros(workers), Labels(target, weight, ignore_index, smoothing)
+    if x.shape[2] == 1:
+        each_worker(team, workers, _sum_of_losses, (zeros(x, 1, 1), x, labels, log_p, sums))
+    else:
+        each_worker(team, workers, _sum_of_losses, (zeros(x, 1, WIDE), x, labels, log_p, sums))
+    loss[0] = sums.sum() / (total if mean else 1)
+    return True
+
+
+@exact
+def weight_of(target, weight, ignore_index):
+    """Σ w[y] over the samples that are not ignored; and whether every y is a class or `ignore_index`"""
+    total = 0.0
+    for y in target.flat:
+        if y != ignore_index:
+            if y < 0 or y >= weight.shape[0]:
+                return total, False
+            total += weight[y]
+    return total, True
+
+
+@exact
+def _sum_of_losses(worker, workers, unit, x, labels, log_p, sums):
+    (target, weight, ignore_index, smoothing), D = labels, x.shape[2]
+    first, last = _log_softmaxes(worker, workers, unit, x, log_p)
+    for sample in range(first, last):
+        n, d = divmod(sample, D)
+        if target[n, d] != ignore_index:
+            sums[worker] += cross_entropy_at(log_p, target, weight, smoothing, n, d)
+
+
 @exact
 def _cross_entropy(worker, workers, unit, x, labels, losses, weights, log_p):
     (target, weight, ignore_index, smoothing), D = labels, x.shape[2]
@@ -212,6 +251,19 @@ def cross_entropy_grad_input(team, workers, grad, log_p, target, weight, ignore_
         each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, 1), grad, log_p, labels, out))
     else:
         each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, WIDE), grad, log_p, labels, out))
+
+
+def reduced_cross_entropy_grad_input(team, workers, grad, log_p, target, weight, ignore_index, smoothing, mean, out):
+    total, known = weight_of(target, weight, ignore_index)
+    if not known:
+        return False
+    grads = np.full(target.shape, number(out, grad[0] / (total if mean else 1)))
+    labels = Labels(target, weight, ignore_index, smoothing)
+    if out.shape[2] == 1:
+        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, 1), grads, log_p, labels, out))
+    else:
+        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, WIDE), grads, log_p, labels, out))
+    return True
 
 
 @exact
