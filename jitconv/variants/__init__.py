@@ -62,7 +62,11 @@ OPS = (
     "cross_entropy",
     "cross_entropy_grad_input",
 )
-FUSED_OPS = {"conv2d_max_pool2d": ("conv2d", "max_pool2d")}  # in one pass, where a variant gains by it
+FUSED_OPS = {  # in one pass, where a variant gains by it
+    "conv2d_max_pool2d": ("conv2d", "max_pool2d"),
+    "conv2d_relu": ("conv2d", "relu"),
+    "linear_relu": ("linear", "relu"),
+}
 EXACT_OPS = ("max_pool2d", "flatten", "relu")  # and their gradients: equal to torch's bit for bit
 
 _BUILT_IN = {  # name: (module, device); slowest to fastest, the order of every table

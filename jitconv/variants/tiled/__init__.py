@@ -5,6 +5,7 @@ gradient for the input), linear.py and pooling.py are the layers made of them; s
 What is left, relu and the biases' gradients, is bound by memory already: `jit-parallel` computes them.
 """
 
+import functools
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -18,35 +19,39 @@ from jitconv.variants.tiled import conv2d, fused, linear, phases, pooling, softm
 
 
 class Tiled(Kernel):
-    """A driver compiled for one core and for several, told how many workers share its work.
+    """A driver compiled for one core and for several, told how many workers share its work, and the op's own options.
 
     Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
     number that is not finite met zeros that are not part of the sum.
     """
 
-    def __init__(self, driver: Any, plain: Callable[..., None]) -> None:
-        parallel = FunctionType(driver.__code__, driver.__globals__, driver.__name__, driver.__defaults__)
-        parallel.__qualname__, parallel.__module__ = f"{driver.__qualname__}.parallel", driver.__module__
-        super().__init__(njit(driver, fastmath=FAST), njit(parallel, fastmath=FAST, parallel=True))
+    def __init__(self, driver: Any, plain: Callable[..., None], *options: Any) -> None:
+        super().__init__(*_compiled(driver))
         self.alone = self._alone
-        self.plain = plain
+        self.plain, self.options = plain, options
 
     def _alone(self, *args: Any) -> None:
-        if self.serial(1, *args) is False:
+        if self.serial(1, *self.options, *args) is False:
             self.plain(*args)
 
     def shared(self, threads: int, *args: Any) -> None:
-        if self.parallel(threads, *args) is False:
+        if self.parallel(threads, *self.options, *args) is False:
             self.plain(*args)
 
 
+@functools.cache
+def _compiled(driver: Any) -> tuple[Any, Any]:
+    """The driver for one core and for several, whatever the options that ops give it."""
+    parallel = FunctionType(driver.__code__, driver.__globals__, driver.__name__, driver.__defaults__)
+    parallel.__qualname__, parallel.__module__ = f"{driver.__qualname__}.parallel", driver.__module__
+    return njit(driver, fastmath=FAST), njit(parallel, fastmath=FAST, parallel=True)
+
+
 _drivers = (
-    conv2d.conv2d,
     phases.conv2d_grad_input,
     conv2d.conv2d_grad_weight,
     pooling.max_pool2d,
     pooling.max_pool2d_grad_input,
-    linear.linear,
     linear.linear_grad_input,
     linear.linear_grad_weight,
     softmax.softmax,
@@ -59,6 +64,21 @@ _drivers = (
 _plain = get("jit-parallel").ops
 _ops = {op: kernel for op, kernel in _plain.items() if not op.startswith("flatten")}  # flatten is a view
 _ops |= {driver.__name__: Tiled(driver, _plain[driver.__name__]) for driver in _drivers}
+
+
+def _and_relu(plain: Callable[..., None]) -> Callable[..., None]:
+    """A kernel whose result relu is applied to, in place."""
+
+    def run(*args: Any) -> None:
+        plain(*args)
+        _plain["relu"](args[-1].reshape(-1), args[-1].reshape(-1))
+
+    return run
+
+
+for _driver in (conv2d.conv2d, linear.linear):
+    _name, _loops = _driver.__name__, _plain[_driver.__name__]
+    _ops |= {_name: Tiled(_driver, _loops, False), f"{_name}_relu": Tiled(_driver, _and_relu(_loops), True)}
 
 
 def _in_turn(x: Any, weight: Any, bias: Any, *args: Any) -> None:

@@ -20,6 +20,7 @@ from jitconv.variants.tiled.product import (
     product,
     steps,
 )
+from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.tiled.shifts import (
     AT_ONCE,
     Geometry,
@@ -59,19 +60,22 @@ def tap_offsets(weight, geometry, planes):
     return offsets
 
 
-def conv2d(workers, x, weight, bias, stride, padding, dilation, out):
-    """z = W · (shifted images) + b; False if a weight is not finite, and would meet the zeros around an image."""
+def conv2d(workers, relu, x, weight, bias, stride, padding, dilation, out):
+    """z = W · (shifted images) + b, with `relu` max(0, z); False if a weight is not finite.
+
+    It would meet the zeros around an image.
+    """
     if not finite(weight):
         return False
     C_out, C_group = weight.shape[:2]
     panels = pack(weight.reshape(C_out, weight.size // C_out), x.shape[1] // C_group)
     for worker in prange(workers):
-        _convolve(worker, workers, x, weight, panels, bias, Geometry(stride, padding, dilation), out)
+        _convolve(worker, workers, relu, x, weight, panels, bias, Geometry(stride, padding, dilation), out)
     return True
 
 
 @inner
-def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
+def _convolve(worker, workers, relu, x, weight, panels, bias, geometry, out):
     N, C_out, H_out, W_out = out.shape
     C_group, pixels, flat = weight.shape[1], H_out * W_out, out.reshape(-1)
     groups = x.shape[1] // C_group
@@ -97,6 +101,8 @@ def _convolve(worker, workers, x, weight, panels, bias, geometry, out):
                 if not direct:
                     target = Target(z, count * run, Places(count * run, NONE))
                 product(part, filters, b, (NONE, count * run), target, start)
+                if relu:
+                    rectify(target, filters, (NONE, count * run))
             if not direct:
                 for n in range(count):
                     for f in range(filters[0], filters[1]):
