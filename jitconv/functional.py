@@ -126,7 +126,8 @@ def conv2d_relu_max_pool2d(
 ) -> Array:
     """Return max_pool2d(relu(conv2d(input, weight, bias, *convolution)), *pooling); see conv2d_max_pool2d.
 
-    A variant that pools as it convolves has relu last, which then sees the maxima alone: see docs/equations.md.
+    In a variant that pools as it convolves relu comes last and sees the maxima alone. The result equals that of the
+    layers in turn but for the sign of a zero: see docs/equations.md.
     """
     args = input, weight, bias, convolution
     if _fuses(_resolve(variant, input, weight, bias), "conv2d_max_pool2d", input, weight):
