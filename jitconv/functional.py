@@ -92,13 +92,47 @@ def conv2d_max_pool2d(
     convolution: stride, padding, dilation, groups; pooling: kernel_size, stride, padding, dilation, ceil_mode.
     """
     chosen = _resolve(variant, input, weight, bias)
-    by_channels = _channels_last(input) or _channels_last(weight)
-    if "conv2d_max_pool2d" not in chosen.ops or chosen.whole or by_channels:
+    if not _fuses(chosen, "conv2d_max_pool2d", input, weight):
         return max_pool2d(conv2d(input, weight, bias, *convolution, variant=variant), *pooling, variant=variant)
     geometry = shapes.conv2d(input, weight, bias, *convolution)
     windows = shapes.pooling((*input.shape[:-3], weight.shape[0], *geometry.size), *pooling)
     out, _ = _batched(input, lambda x: ops.conv2d_max_pool2d(chosen, x, weight, bias, *geometry, *windows))
     return out
+
+
+@remembered
+def conv2d_relu(
+    input: Array, weight: Array, bias: Array | None, convolution: tuple[Any, ...], *, variant: str | None = None
+) -> Array:
+    """Return relu(conv2d(input, weight, bias, *convolution)), in one pass if the variant has one.
+
+    convolution: stride, padding, dilation, groups.
+    """
+    chosen = _resolve(variant, input, weight, bias)
+    if not _fuses(chosen, "conv2d_relu", input, weight):
+        return relu(conv2d(input, weight, bias, *convolution, variant=variant), variant=variant)
+    geometry = shapes.conv2d(input, weight, bias, *convolution)
+    return _batched(input, lambda x: ops.conv2d_relu(chosen, x, weight, bias, *geometry))
+
+
+def conv2d_relu_max_pool2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None,
+    convolution: tuple[Any, ...],
+    pooling: tuple[Any, ...],
+    *,
+    variant: str | None = None,
+) -> Array:
+    """Return max_pool2d(relu(conv2d(input, weight, bias, *convolution)), *pooling); see conv2d_max_pool2d.
+
+    In a variant that pools as it convolves relu comes last and sees the maxima alone. The result equals that of the
+    layers in turn but for the sign of a zero: see docs/equations.md.
+    """
+    args = input, weight, bias, convolution
+    if _fuses(_resolve(variant, input, weight, bias), "conv2d_max_pool2d", input, weight):
+        return relu(conv2d_max_pool2d(*args, pooling, variant=variant), variant=variant)
+    return max_pool2d(conv2d_relu(*args, variant=variant), *pooling, variant=variant)
 
 
 @remembered
@@ -131,11 +165,17 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, variant: s
     chosen = _resolve(variant, input, weight, bias)
     if chosen.whole:
         return _whole(chosen, "linear", input, weight, bias)
-    if input.ndim == 2:
-        return ops.linear(chosen, input, weight, bias)
-    lead = tuple(input.shape[:-1])
-    rows = ops.linear(chosen, input.reshape(math.prod(lead), input.shape[-1]), weight, bias)
-    return rows.reshape(*lead, weight.shape[0])
+    return _by_rows(input, lambda x: ops.linear(chosen, x, weight, bias))
+
+
+@remembered
+def linear_relu(input: Array, weight: Array, bias: Array | None = None, *, variant: str | None = None) -> Array:
+    """Return relu(linear(input, weight, bias)), in one pass if the variant has one."""
+    chosen = _resolve(variant, input, weight, bias)
+    if not _fuses(chosen, "linear_relu"):
+        return relu(linear(input, weight, bias, variant=variant), variant=variant)
+    shapes.linear(input, weight, bias)
+    return _by_rows(input, lambda x: ops.linear_relu(chosen, x, weight, bias))
 
 
 @remembered
@@ -236,7 +276,8 @@ def _losses(
 
 SOFTMAX_FAMILY = (softmax, log_softmax, cross_entropy)
 LAYERS = {layer.__name__: layer for layer in (conv2d, max_pool2d, flatten, linear, relu, *SOFTMAX_FAMILY)}
-for _name in (*LAYERS, "conv2d_max_pool2d"):
+ONE_PASS = (conv2d_max_pool2d, conv2d_relu, conv2d_relu_max_pool2d, linear_relu)
+for _name in (*LAYERS, *(layers.__name__ for layers in ONE_PASS)):
     torch.fx.wrap(_name)  # torch.fx.symbolic_trace records the call and looks no further
 
 
@@ -287,6 +328,11 @@ def _resolve(variant: str | None, input: Array, *others: Array | None) -> Varian
     chosen = variants.resolve(variant, "cpu" if device == "meta" else device)
     half = any(tensor is not None and tensor.dtype in shapes.HALVES for tensor in (input, *others))
     return _in_float32(chosen.name) if half and not chosen.whole else chosen
+
+
+def _fuses(variant: Variant, op: str, *images: Array) -> bool:
+    """Whether a variant has the op, and the order of these arrays in memory leaves it to it."""
+    return op in variant.ops and not variant.whole and not any(map(_channels_last, images))
 
 
 def _in_float32(name: str) -> Variant:
@@ -343,6 +389,15 @@ def _batched(input: Array, run: Callable[[Array], Any]) -> Any:
         return run(input)
     result = run(input[None])
     return tuple(r[0] for r in result) if isinstance(result, tuple) else result[0]
+
+
+def _by_rows(input: Array, run: Callable[[Array], Array]) -> Array:
+    """Run on rows (N, I); all but the last dimension of another input are merged into N, and restored."""
+    if input.ndim == 2:
+        return run(input)
+    lead = tuple(input.shape[:-1])
+    rows = run(input.reshape(math.prod(lead), input.shape[-1]))
+    return rows.reshape(*lead, rows.shape[-1])
 
 
 def _int64(target: Array) -> Array:

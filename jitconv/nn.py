@@ -28,6 +28,10 @@ class _Layer(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (super().extra_repr(), f"variant={self.variant!r}" if self.variant else "")))
 
+    def options(self) -> tuple[Any, ...] | None:
+        """Return what a function of this and other layers takes of it, but for its parameters; None: it takes none."""
+        return ()
+
 
 class Conv2d(_Layer, nn.Conv2d):
     """torch.nn.Conv2d, (N, C_in, H, W) to (N, C_out, H_out, W_out), computed by `variant`."""
@@ -39,6 +43,9 @@ class Conv2d(_Layer, nn.Conv2d):
         else:
             padding = self.padding
         return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, variant=self.variant)
+
+    def options(self) -> tuple[Any, ...] | None:
+        return (self.stride, self.padding, self.dilation, self.groups) if self.padding_mode == "zeros" else None
 
 
 class MaxPool2d(_Layer, nn.MaxPool2d):
@@ -57,6 +64,10 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
             self.return_indices,
             variant=self.variant,
         )
+
+    def options(self) -> tuple[Any, ...] | None:
+        whole = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        return None if self.return_indices else whole
 
 
 class Flatten(_Layer, nn.Flatten):
@@ -113,30 +124,41 @@ class CrossEntropyLoss(_Layer, nn.CrossEntropyLoss):
         )
 
 
+ONE_PASS: dict[tuple[type[nn.Module], ...], str] = {  # layers in turn: the function of them all; long ones first
+    (Conv2d, ReLU, MaxPool2d): "conv2d_relu_max_pool2d",
+    (Conv2d, MaxPool2d): "conv2d_max_pool2d",
+    (Conv2d, ReLU): "conv2d_relu",
+    (Linear, ReLU): "linear_relu",
+}
+
+
 def in_turn(input: Tensor, *modules: nn.Module) -> Any:
     """Return what modules make of input, one after the other.
 
-    A Conv2d and the MaxPool2d after it are computed in one pass if their variant has one and no hook looks between.
+    Layers of ONE_PASS are computed in one if their variant has one and no hook looks between.
     """
-    rest = list(modules)
-    while rest:
-        module = rest.pop(0)
-        if rest and _fusible(module, rest[0]):
-            input = _convolved_and_pooled(input, module, rest.pop(0))
-        else:
-            input = module(input)
+    while modules:
+        together = _together(modules)
+        input = together[0](input) if len(together) == 1 else _in_one_pass(input, together)
+        modules = modules[len(together) :]
     return input
 
 
-def _fusible(conv: nn.Module, pool: nn.Module) -> bool:
+def _together(modules: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
+    """Those of the first modules that one function may compute, or the first alone."""
+    for kinds in ONE_PASS:
+        first = modules[: len(kinds)]
+        if tuple(map(type, first)) == kinds and _fusible(first):
+            return first
+    return modules[:1]
+
+
+def _fusible(modules: tuple[Any, ...]) -> bool:
     return (
-        type(conv) is Conv2d
-        and type(pool) is MaxPool2d
-        and conv.variant == pool.variant
-        and conv.padding_mode == "zeros"
-        and not pool.return_indices
+        all(module.variant == modules[0].variant for module in modules)
+        and all(module.options() is not None for module in modules)
         and not _has_any_global_hook()
-        and not any(map(_hooked, (conv, pool)))
+        and not any(map(_hooked, modules))
     )
 
 
@@ -149,10 +171,10 @@ def _replaced(module: nn.Module) -> bool:
     return "forward" in vars(module) or "_conv_forward" in vars(module)
 
 
-def _convolved_and_pooled(input: Tensor, conv: Any, pool: Any) -> Tensor:
-    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
-    pooling = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
-    return F.conv2d_max_pool2d(input, conv.weight, conv.bias, convolution, pooling, variant=conv.variant)
+def _in_one_pass(input: Tensor, modules: tuple[Any, ...]) -> Tensor:
+    first, function = modules[0], getattr(F, ONE_PASS[tuple(map(type, modules))])
+    options = filter(None, (module.options() for module in modules))
+    return function(input, first.weight, first.bias, *options, variant=first.variant)
 
 
 class Sequential(nn.Sequential):

@@ -5,13 +5,15 @@ that are written with ops are differentiable once more; the others raise when a 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from jitconv import shapes
 from jitconv.dispatch import Op, Shape
+
+Gradient = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 def flat(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
@@ -108,14 +110,29 @@ max_pool2d_grad_input: Op = Op(
 )
 
 
-def _conv_grad(s: Any, grad: torch.Tensor) -> torch.Tensor:
-    """∂z of the convolution before a pooling, worked out once for all three gradients."""
-    if not hasattr(s, "conv_grad"):
-        shape = (*s.indices.shape[:2], *s.conv_size)
-        s.conv_grad = max_pool2d_grad_input(
-            s.variant, grad, s.indices, s.kernel_size, s.pool_stride, s.pool_padding, s.pool_dilation, shape
-        )
-    return s.conv_grad
+def _through(layer: Op, grad_input: Gradient) -> dict[str, Gradient]:
+    """The gradients of a layer and what follows it in one pass, whose own gradient is worked out once for all."""
+
+    def through(gradient: Gradient) -> Gradient:
+        def run(s: Any, grad: torch.Tensor) -> torch.Tensor:
+            if not hasattr(s, "between"):
+                s.between = grad_input(s, grad)
+            return gradient(s, s.between)
+
+        return run
+
+    return {name: through(gradient) for name, gradient in layer.gradients.items()}
+
+
+def _before_pooling(s: Any, grad: torch.Tensor) -> torch.Tensor:
+    size = (*s.indices.shape[:2], *s.conv_size)
+    return max_pool2d_grad_input(
+        s.variant, grad, s.indices, s.kernel_size, s.pool_stride, s.pool_padding, s.pool_dilation, size
+    )
+
+
+def _before_relu(s: Any, grad: torch.Tensor) -> torch.Tensor:
+    return relu_grad_input(s.variant, grad, s.result)
 
 
 conv2d_max_pool2d: Op = Op(
@@ -123,12 +140,17 @@ conv2d_max_pool2d: Op = Op(
     " SymInt[2] conv_size, int[2] kernel_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation,"
     " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
     lambda input, weight, *rest: [(input.shape[0], weight.shape[0], *rest[-1])] * 2,
-    {
-        "input": lambda s, grad: conv2d.gradients["input"](s, _conv_grad(s, grad)),
-        "weight": lambda s, grad: conv2d.gradients["weight"](s, _conv_grad(s, grad)),
-        "bias": lambda s, grad: conv2d.gradients["bias"](s, _conv_grad(s, grad)),
-    },
+    _through(conv2d, _before_pooling),
     saves="input weight indices",
+    batched="input",
+    fills=FILTERS,
+)
+conv2d_relu: Op = Op(
+    "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
+    " SymInt[2] size, str variant) -> Tensor",
+    conv2d.shapes,
+    _through(conv2d, _before_relu),
+    saves="input weight result",
     batched="input",
     fills=FILTERS,
 )
@@ -155,6 +177,14 @@ linear: Op = Op(
         "bias": lambda s, grad: linear_grad_bias(s.variant, grad),
     },
     saves="input weight",
+    batched="input",
+    fills=FILTERS,
+)
+linear_relu: Op = Op(
+    "linear_relu(Tensor input, Tensor weight, Tensor? bias, str variant) -> Tensor",
+    linear.shapes,
+    _through(linear, _before_relu),
+    saves="input weight result",
     batched="input",
     fills=FILTERS,
 )

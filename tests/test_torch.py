@@ -50,6 +50,8 @@ OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
         leaf(2, 1), leaf(2, 3, 1), whole(3, 2, 1), torch.rand(3).double(), -100, 0.1,
     ),
     "conv2d_max_pool2d": lambda: (leaf(2, 2, 6, 5), leaf(2, 1, 2, 2), None, *PAIRS, [4, 4], *POOLING, [2, 2]),
+    "conv2d_relu": lambda: (leaf(2, 2, 4, 3), leaf(2, 1, 2, 2), leaf(2), *PAIRS, [3, 2]),
+    "linear_relu": lambda: (leaf(2, 3), leaf(4, 3), None),
     "reduced_cross_entropy": lambda: (leaf(2, 3, 1), whole(3, 2, 1), torch.rand(3).double(), -100, 0.1, True),
     "reduced_cross_entropy_grad_input": lambda: (
         torch.rand(()).double(), leaf(2, 3, 1).detach(), whole(3, 2, 1), torch.rand(3).double(), -100, 0.1, True,

@@ -65,6 +65,8 @@ OPS = (
 LOSS_OPS = ("cross_entropy", "cross_entropy_grad_input")
 FUSED_OPS = {  # ops in one pass, where a variant gains by it, and what they stand for
     "conv2d_max_pool2d": ("conv2d", "max_pool2d"),
+    "conv2d_relu": ("conv2d", "relu"),
+    "linear_relu": ("linear", "relu"),
     "reduced_cross_entropy": LOSS_OPS,
     "reduced_cross_entropy_grad_input": LOSS_OPS,
 }

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from fused import FUSED, Fused, same
 
 from jitconv import variants
 from jitconv.cases import CASES, Case, contiguous
@@ -31,6 +32,12 @@ def bearable(case: Case) -> bool:
 def test_values_and_gradients_equal_torch(case: Case, variant: str) -> None:
     wrong = [result for result in check(case, variant) if not result.ok]
     assert not wrong
+
+
+@pytest.mark.parametrize("fused", FUSED, ids=str)
+def test_one_pass_gives_what_two_give(fused: Fused) -> None:
+    ours, theirs = fused.results("cuda-tiled simulated")
+    assert all(map(same, ours, theirs))
 
 
 @pytest.mark.parametrize("layer", ["conv2d", "max_pool2d", "softmax", "log_softmax", "cross_entropy"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fused import FUSED, LARGE, Fused, same
 from shifted import shifted
 
 import jitconv
@@ -44,6 +45,11 @@ def variant(request: pytest.FixtureRequest) -> str:
 def test_values_and_gradients_equal_torch(case: Case, variant: str, dtype: str) -> None:
     wrong = [result for result in check(case, variant, dtype, device="cuda") if not result.ok]
     assert not wrong
+
+
+@pytest.mark.parametrize("fused", [*FUSED, *LARGE], ids=str)
+def test_one_pass_gives_what_two_give(fused: Fused) -> None:
+    assert all(map(same, *fused.results("cuda-tiled", device="cuda")))
 
 
 @pytest.mark.parametrize("shape", [(4096, 2880, 500), (64, 2880, 500), (1031, 517, 2053)], ids=str)

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from cuda.bindings import nvjitlink
+from fused import FUSED, Fused
+from fused import LARGE as LAYERS_OF_A_GPU
 from shifted import shifted
 
 from jitconv import functional, variants
@@ -36,6 +38,7 @@ TILED = (  # kernels of `cuda-tiled` that those do not reach
 )  # fmt: skip
 SEEN_TILED = [case for case in CASES if str(case) in TILED]
 PRODUCTS = [case for case in SEEN_TILED if case.layer in ("conv2d", "linear") and "depthwise" not in case.name]
+TARGETS = [((8, 0), "float32"), ((9, 0), "float32"), ((9, 0), "float64")]
 REGISTERS = 65_536  # of a multiprocessor: a block that asks for more cannot start
 Launches = list[tuple[Kernel, int, tuple[Any, ...]]]
 _lean: set[tuple[Any, ...]] = set()  # kernels are shared by layers, and take seconds to compile
@@ -60,7 +63,7 @@ def run(case: Case, name: str, dtype: str) -> None:
     results(layer, case, expected.inputs, expected.grad)
 
 
-@pytest.mark.parametrize("target", [((8, 0), "float32"), ((9, 0), "float32"), ((9, 0), "float64")], ids=str)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize(
     ("name", "case"),
     [*((name, case) for name in NAMES for case in SEEN), *(("cuda-tiled", case) for case in SEEN_TILED)],
@@ -72,10 +75,25 @@ def test_every_kernel_compiles_to_lean_code(
     capability, dtype = target
     run(case, name, dtype)
     assert launched or (name, case.layer) == ("cuda-tiled", "flatten"), "which is a view"
-    for kernel, threads, args in launched:
-        if (kernel, capability, dtype) not in _lean:
-            lean(kernel.ptx(capability, *args), capability, dtype, threads, args)
-            _lean.add((kernel, capability, dtype))
+    all_lean(launched, capability, dtype)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("fused", [*FUSED, *LAYERS_OF_A_GPU], ids=str)
+def test_layers_in_one_pass_compile_to_lean_code(
+    fused: Fused, target: tuple[tuple[int, int], str], launched: Launches
+) -> None:
+    capability, dtype = target
+    fused.results("cuda-tiled unlaunched", getattr(torch, dtype))
+    all_lean(launched, capability, dtype)
+
+
+def test_pooling_takes_no_kernel_of_its_own(launched: Launches) -> None:
+    fused = next(each for each in LAYERS_OF_A_GPU if each.name == "conv2d_max_pool2d")
+    fused.results("cuda-tiled unlaunched")
+    forward = [kernel.function.__name__ for kernel, _, _ in launched if "grad" not in kernel.function.__name__]
+    assert forward.count("conv2d") == 2, "once in one pass, once in turn"
+    assert forward.count("max_pool2d") == 1, "in turn"
 
 
 @pytest.mark.parametrize("case", PRODUCTS[::2], ids=str)
@@ -121,6 +139,13 @@ def test_threads_are_counted_in_64_bits(layer: str, launched: Launches) -> None:
         (block,) = re.findall(r"mov\.u32\s+(%r\d+), %ctaid\.x", ptx)
         uses = [line.split()[0] for line in ptx.splitlines() if re.search(rf"{block}\b", line)]
         assert uses == ["mov.u32", "mul.wide.s32"]
+
+
+def all_lean(launched: Launches, capability: tuple[int, int], dtype: str) -> None:
+    for kernel, threads, args in launched:
+        if (kernel, capability, dtype) not in _lean:
+            lean(kernel.ptx(capability, *args), capability, dtype, threads, args)
+            _lean.add((kernel, capability, dtype))
 
 
 def lean(ptx: str, capability: tuple[int, int], dtype: str, threads: int, args: tuple[Any, ...]) -> None:

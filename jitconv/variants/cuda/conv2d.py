@@ -13,10 +13,11 @@ less work that have one thread for each element (fixed.py) or many for each sum 
 import functools
 from typing import Any, NamedTuple
 
-from jitconv.variants.cuda import direct, fixed, grid, grouped
+from jitconv.variants.cuda import direct, fixed, grid, grouped, relu
+from jitconv.variants.cuda.finish import Finish, as_it_is, rectified
 from jitconv.variants.cuda.grid import MOST_PLACES, divide, number, unfold
-from jitconv.variants.cuda.launch import device
-from jitconv.variants.cuda.matmul import Matrix, multiply, rows
+from jitconv.variants.cuda.launch import device, empty_like, size
+from jitconv.variants.cuda.matmul import Matrix, Put, multiply, rows
 from jitconv.variants.cuda.sizes import BUSY, FEWEST_ROWS, MOST_DIRECT, MOST_ROWS_OF_BLOCKS
 
 Pair = tuple[int, int]
@@ -95,19 +96,29 @@ def matrices(kernel: Pair, stride: Pair) -> Matrices:
     )  # fmt: skip
 
 
-@device
-def put_image(out, layer, group, c, p, value):
-    """out: (N, groups, C/groups, H·W)"""
-    n, pixel = divide(p, out.shape[3])
-    if n < out.shape[0] and c < out.shape[2]:
-        out[n, group, c, pixel] = value
+@functools.cache
+def put_image(finish: Finish) -> Put:
+    @device
+    def put_image(out, layer, group, c, p, value):
+        """out: (N, groups, C/groups, H·W)"""
+        n, pixel = divide(p, out.shape[3])
+        if n < out.shape[0] and c < out.shape[2]:
+            out[n, group, c, pixel] = finish(out, value)
+
+    return put_image
 
 
-@device
-def put_image_with_bias(out, layer, group, c, p, value):
-    """out: (N, groups, C_out/groups, H_out·W_out)"""
-    if c < out.shape[2]:
-        put_image(out, layer, group, c, p, value + layer.bias[group * out.shape[2] + c])
+@functools.cache
+def put_image_with_bias(finish: Finish) -> Put:
+    put = put_image(finish)
+
+    @device
+    def put_image_with_bias(out, layer, group, c, p, value):
+        """out: (N, groups, C_out/groups, H_out·W_out)"""
+        if c < out.shape[2]:
+            put(out, layer, group, c, p, value + layer.bias[group * out.shape[2] + c])
+
+    return put_image_with_bias
 
 
 def countable(groups: int, positions: int) -> bool:
@@ -115,22 +126,51 @@ def countable(groups: int, positions: int) -> bool:
     return groups * BUSY <= MOST_ROWS_OF_BLOCKS and positions <= MOST_PLACES
 
 
-def conv2d(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
+def is_direct(weight: Any, positions: int) -> bool:
+    """Return whether the direct convolution takes so many positions of such filters."""
+    C_out, C_group, K_h, K_w = weight.shape
+    return C_group * K_h * K_w <= MOST_DIRECT and positions <= MOST_PLACES and C_out <= MOST_ROWS_OF_BLOCKS
+
+
+def conv2d(
+    x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any, finish: Finish = as_it_is
+) -> None:
     C_out, C_group, K_h, K_w = weight.shape
     N, _, H_out, W_out = out.shape
     groups = x.shape[1] // C_group
     filters, positions, terms = C_out // groups, N * H_out * W_out, C_group * K_h * K_w
-    if terms <= MOST_DIRECT and positions <= MOST_PLACES and C_out <= MOST_ROWS_OF_BLOCKS:
-        direct.conv2d(x, weight, bias, stride, padding, dilation, out)
+    if is_direct(weight, positions):
+        direct.conv2d(x, weight, bias, stride, padding, dilation, (H_out, W_out), (out,), direct.single(finish))
         return
     if filters < FEWEST_ROWS or not countable(groups, positions):
         fixed.OPS["conv2d"](x, weight, bias, stride, padding, dilation, out)
+        if finish is rectified:
+            relu.OPS["relu"](out.reshape(-1), out.reshape(-1))
         return
     layer = Layer(padding, dilation, C_group, (H_out, W_out), bias)
     matrix = weight.reshape(groups, filters, terms)
     image = out.reshape(N, groups, filters, H_out * W_out)
     pair = rows(matrix), matrices((K_h, K_w), stride).x_col
-    multiply(matrix, x, image, pair, (groups, filters, positions), terms, layer, put_image_with_bias)
+    multiply(matrix, x, image, pair, (groups, filters, positions), terms, layer, put_image_with_bias, finish)
+
+
+def conv2d_relu(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
+    conv2d(x, weight, bias, stride, padding, dilation, out, rectified)
+
+
+def conv2d_max_pool2d(
+    x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, conv_size: Pair,
+    kernel_size: Pair, pool_stride: Pair, pool_padding: Pair, pool_dilation: Pair, out: Any, indices: Any,
+) -> None:  # fmt: skip
+    """In one kernel where the convolution is direct and windows of 2×2 lie side by side, else in two."""
+    pooling = kernel_size, pool_stride, pool_padding, pool_dilation
+    whole = 2 * out.shape[2] <= conv_size[0] and 2 * out.shape[3] <= conv_size[1]
+    if whole and pooling == ((2, 2), (2, 2), (0, 0), (1, 1)) and is_direct(weight, 4 * size(out)):
+        direct.conv2d(x, weight, bias, stride, padding, dilation, conv_size, (out, indices, conv_size), direct.WINDOWS)
+        return
+    z = empty_like(x, (x.shape[0], weight.shape[0], *conv_size))
+    conv2d(x, weight, bias, stride, padding, dilation, z)
+    fixed.OPS["max_pool2d"](z, *pooling, out, indices)
 
 
 def conv2d_grad_input(grad: Any, weight: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:

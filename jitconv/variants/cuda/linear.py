@@ -1,24 +1,35 @@
-"""linear for `cuda-tiled`: three tiled products; the bias is added where the result is written."""
+"""linear for `cuda-tiled`: three tiled products; bias and relu are added where the result is written."""
 
+import functools
 from typing import Any
 
+from jitconv.variants.cuda.finish import Finish, as_it_is, rectified
 from jitconv.variants.cuda.launch import device
-from jitconv.variants.cuda.matmul import columns, multiply, rows
+from jitconv.variants.cuda.matmul import Put, columns, multiply, rows
 
 
-@device
-def put_with_bias(out, layer, z, n, j, value):
-    """out: (splits, N, O); the first split brings the bias"""
-    (bias,) = layer
-    if n < out.shape[1] and j < out.shape[2]:
-        out[z, n, j] = value + bias[j] if z == 0 else value
+@functools.cache
+def put_with_bias(finish: Finish) -> Put:
+    @device
+    def put_with_bias(out, layer, z, n, j, value):
+        """out: (splits, N, O); the first split brings the bias"""
+        (bias,) = layer
+        if n < out.shape[1] and j < out.shape[2]:
+            out[z, n, j] = finish(out, value + bias[j] if z == 0 else value)
+
+    return put_with_bias
 
 
-def linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
+def linear(x: Any, weight: Any, bias: Any, out: Any, finish: Finish = as_it_is) -> None:
     """Z = X·Wᵀ + B"""
     N, O = out.shape
     matrices = rows(x), rows(weight)
-    multiply(x[None], weight[None], out[None], matrices, (1, N, O), x.shape[1], (bias,), put_with_bias)
+    multiply(x[None], weight[None], out[None], matrices, (1, N, O), x.shape[1], (bias,), put_with_bias, finish)
+
+
+def linear_relu(x: Any, weight: Any, bias: Any, out: Any) -> None:
+    """Z = max(0, X·Wᵀ + B)"""
+    linear(x, weight, bias, out, rectified)
 
 
 def linear_grad_input(grad: Any, weight: Any, out: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from numba import cuda
 
+from jitconv.variants.cuda.finish import Finish, as_it_is
 from jitconv.variants.cuda.grid import grid_range, number
 from jitconv.variants.cuda.launch import Kernel, PerElement, device, empty_like
 from jitconv.variants.cuda.quads import in_quads, load4, store4
@@ -78,11 +79,20 @@ def columns(array: Any) -> Matrix:
     return COLUMNS4 if in_quads(array) else COLUMNS
 
 
-@device
-def put(out, layer, z, m, n, value):
-    """out: (splits · groups, M, N)"""
-    if m < out.shape[1] and n < out.shape[2]:
-        out[z, m, n] = value
+Put = Callable[..., None]
+
+
+@functools.cache
+def put(finish: Finish) -> Put:
+    """Return how to write an element of a product."""
+
+    @device
+    def put(out, layer, z, m, n, value):
+        """out: (splits · groups, M, N)"""
+        if m < out.shape[1] and n < out.shape[2]:
+            out[z, m, n] = finish(out, value)
+
+    return put
 
 
 @device
@@ -145,7 +155,7 @@ def _quad_copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
 
 
 @functools.cache
-def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., None]) -> Kernel:
+def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Put) -> Kernel:
     """Return the kernel (a, b, out, layer, groups, columns, depth) that multiplies such matrices tile by tile."""
     M, N, K, m, n = tile
     threads, row_threads = tile.threads, N // n
@@ -221,23 +231,26 @@ def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Callable[..., N
     return Kernel(kernel)
 
 
-def _add_up(parts, out):
-    """out[e] = Σ_s parts[s, e]"""
-    for e in grid_range(out.size):
-        total = number(parts, 0)
-        for s in range(parts.shape[0]):
-            total += parts[s, e]
-        out[e] = total
+@functools.cache
+def add_up(finish: Finish) -> PerElement:
+    """Return the kernel (parts, out)."""
 
+    def add_up(parts, out):
+        """out[e] = Σ_s parts[s, e]"""
+        for e in grid_range(out.size):
+            total = number(parts, 0)
+            for s in range(parts.shape[0]):
+                total += parts[s, e]
+            out[e] = finish(out, total)
 
-add_up = PerElement(_add_up)
+    return PerElement(add_up)
 
 
 def multiply(
     a: Any, b: Any, out: Any, matrices: tuple[Matrix, Matrix], shape: tuple[int, int, int], depth: int,
-    layer: tuple[Any, ...] = (), put: Callable[..., None] = put,
+    layer: tuple[Any, ...] = (), put: Callable[[Finish], Put] = put, finish: Finish = as_it_is,
 ) -> None:  # fmt: skip
-    """Fill out with products of shape (groups, M, N) over `depth` terms.
+    """Fill out with what `finish` makes of products of shape (groups, M, N) over `depth` terms.
 
     Where the tiles of a plain out, (groups, M, N), are too few for a GPU, the terms are split between blocks and their
     sums added up afterwards. An out of another form is never split: its own `put` finds the elements' places.
@@ -248,10 +261,10 @@ def multiply(
     plain = tuple(out.shape) == shape
     splits = max(1, min(BUSY // (tiles * groups), depth // SHORTEST_SPLIT)) if plain else 1
     parts = out if splits == 1 else empty_like(out, (splits * groups, M, N))
-    kernel = product(tile, *matrices, put)
+    kernel = product(tile, *matrices, put(finish if splits == 1 else as_it_is))
     kernel.launch((tiles, 1, groups * splits), tile.threads, a, b, parts, layer, groups, N, depth)
     if splits > 1:
-        add_up(parts.reshape(splits, -1), out.reshape(-1))
+        add_up(finish)(parts.reshape(splits, -1), out.reshape(-1))
 
 
 def choose(groups: int, M: int, N: int, like: Any) -> Tile:

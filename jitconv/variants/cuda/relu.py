@@ -1,4 +1,7 @@
-"""relu for `cuda-tiled`: bound by memory, so each thread moves four neighbours with one load and one store."""
+"""relu for `cuda-tiled`: bound by memory, so each thread moves four neighbours with one load and one store.
+
+As the end of another layer it moves nothing: that layer's kernels store max(0, z) instead of z (finish.py).
+"""
 
 from collections.abc import Callable
 from typing import Any

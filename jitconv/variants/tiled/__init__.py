@@ -6,6 +6,7 @@ workers.py shares all of them out to the cores. What is left, relu and the biase
 already: `jit-parallel` computes them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,34 +21,35 @@ from jitconv.variants.tiled.workers import ALONE, team
 
 
 class Tiled(Kernel):
-    """A driver that is told how many workers share its work, and which team they are: compiled once for any number.
+    """A driver, compiled once, that is told who shares its work, a team and how many workers, and the op's own options.
 
     Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
     number that is not finite met zeros that are not part of the sum.
     """
 
-    def __init__(self, driver: Any, plain: Callable[..., None]) -> None:
-        kernel = njit(driver)
+    def __init__(self, driver: Any, plain: Callable[..., None], *options: Any) -> None:
+        kernel = _compiled(driver)
         super().__init__(kernel, kernel)
         self.alone = self._alone
-        self.plain = plain
+        self.plain, self.options = plain, options
 
     def _alone(self, *args: Any) -> None:
-        if self.serial(ALONE, 1, *args) is False:
+        if self.serial(ALONE, 1, *self.options, *args) is False:
             self.plain(*args)
 
     def shared(self, threads: int, *args: Any) -> None:
-        if self.parallel(team(), threads, *args) is False:
+        if self.parallel(team(), threads, *self.options, *args) is False:
             self.plain(*args)
 
 
+_compiled = functools.cache(njit)  # once, whatever the options that ops give a driver
+
+
 _drivers = (
-    conv2d.conv2d,
     phases.conv2d_grad_input,
     conv2d.conv2d_grad_weight,
     pooling.max_pool2d,
     pooling.max_pool2d_grad_input,
-    linear.linear,
     linear.linear_grad_input,
     linear.linear_grad_weight,
     softmax.softmax,
@@ -60,6 +62,21 @@ _drivers = (
 _plain = get("jit-parallel").ops
 _ops = {op: kernel for op, kernel in _plain.items() if not op.startswith("flatten")}  # flatten is a view
 _ops |= {driver.__name__: Tiled(driver, _plain[driver.__name__]) for driver in _drivers}
+
+
+def _and_relu(plain: Callable[..., None]) -> Callable[..., None]:
+    """A kernel whose result relu is applied to, in place."""
+
+    def run(*args: Any) -> None:
+        plain(*args)
+        _plain["relu"](args[-1].reshape(-1), args[-1].reshape(-1))
+
+    return run
+
+
+for _driver in (conv2d.conv2d, linear.linear):
+    _name, _loops = _driver.__name__, _plain[_driver.__name__]
+    _ops |= {_name: Tiled(_driver, _loops, False), f"{_name}_relu": Tiled(_driver, _and_relu(_loops), True)}
 
 
 def _in_turn(x: Any, weight: Any, bias: Any, *args: Any) -> None:

@@ -21,6 +21,7 @@ from jitconv.variants.tiled.product import (
     rows_from,
     steps,
 )
+from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.tiled.shifts import (
     AT_ONCE,
     Geometry,
@@ -61,18 +62,21 @@ def tap_offsets(weight, geometry, planes):
     return offsets
 
 
-def conv2d(team, workers, x, weight, bias, stride, padding, dilation, out):
-    """z = W · (shifted images) + b; False if a weight is not finite, and would meet the zeros around an image."""
+def conv2d(team, workers, relu, x, weight, bias, stride, padding, dilation, out):
+    """z = W · (shifted images) + b, with `relu` max(0, z); False if a weight is not finite.
+
+    It would meet the zeros around an image.
+    """
     if not finite(weight):
         return False
-    C_out = weight.shape[0]
+    C_out, geometry = weight.shape[0], Geometry(stride, padding, dilation)
     kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)
-    each_worker(team, workers, _convolve, (x, weight, kernels, bias, Geometry(stride, padding, dilation), out))
+    each_worker(team, workers, _convolve, (relu, x, weight, kernels, bias, geometry, out))
     return True
 
 
 @inner
-def _convolve(worker, workers, x, weight, kernels, bias, geometry, out):
+def _convolve(worker, workers, relu, x, weight, kernels, bias, geometry, out):
     N, C_out, H_out, W_out = out.shape
     C_group, pixels, flat = weight.shape[1], H_out * W_out, out.reshape(-1)
     groups = x.shape[1] // C_group
@@ -98,6 +102,8 @@ def _convolve(worker, workers, x, weight, kernels, bias, geometry, out):
                 if not direct:
                     target = Target(z, count * run, Places(count * run, NONE))
                 product(part, filters, b, (NONE, count * run), target, start)
+                if relu:
+                    rectify(target, filters, (NONE, count * run))
             if not direct:
                 for n in range(count):
                     for f in range(filters[0], filters[1]):

@@ -20,6 +20,7 @@ from jitconv.variants.tiled.product import (
     steps,
     turn_matrix,
 )
+from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.tiled.workers import each_worker
 
 FEW_OUTPUTS = 32  # up to here, turning the images costs more than sums across registers, if the sums are long:
@@ -39,26 +40,26 @@ def operand(matrix, turned):
 
 
 @inner
-def multiply(worker, workers, a, b, c, start):
-    """The worker's rows, or if there are more, columns, of C: (M, N) = start + A · B."""
+def part_of(c, worker, workers, row_step, column_step):
+    """The worker's rows and columns of C: some of that of which there are more."""
     M, N = c.shape
-    rows, columns = (NONE, M), share(N, worker, workers, VECTORS * lanes(c))
     if M > N:
-        rows, columns = share(M, worker, workers, ROWS), (NONE, N)
-    product(a, rows, b, columns, Target(c.reshape(-1), N, Places(N, N)), start)
+        return share(M, worker, workers, row_step), (NONE, N)
+    return (NONE, M), share(N, worker, workers, column_step)
 
 
 @inner
-def dot(worker, workers, x, weight, out):
-    """z[n, j] += Σ_i w[j, i] · x[n, i] for the worker's images or, if there are more, outputs."""
-    N, O = out.shape
-    rows, columns = (NONE, N), share(O, worker, workers, DOT_COLUMNS)
-    if N > O:
-        rows, columns = share(N, worker, workers, DOT_ROWS), (NONE, O)
-    if rows[0] < rows[1] and columns[0] < columns[1]:
-        runs, c = Runs(1, x.shape[1], 0, 0), out.reshape(-1)[rows[0] * O + columns[0] :]
-        images, weights = rows_of(x)[rows[0] : rows[1]], rows_of(weight)[columns[0] : columns[1]]
-        dot_products(x.reshape(-1), images, weight.reshape(-1), weights, runs, c, O)
+def matrix(c):
+    """A C-contiguous matrix, to write to."""
+    return Target(c.reshape(-1), c.shape[1], Places(c.shape[1], c.shape[1]))
+
+
+@inner
+def multiply(worker, workers, a, b, c, start):
+    """The worker's rows or columns of C: (M, N) = start + A · B; returns which they are."""
+    rows, columns = part_of(c, worker, workers, ROWS, VECTORS * lanes(c))
+    product(a, rows, b, columns, matrix(c), start)
+    return rows, columns
 
 
 @inner
@@ -68,14 +69,36 @@ def few(N, step):
 
 
 @inner
-def multiply_turned(worker, workers, weights, x, bias, out):
-    """The worker's outputs for all images: zᵀ = W · xᵀ + b, and its transpose."""
+def by_dots(worker, workers, relu, x, weight, out):
+    """z[n, j] += Σ_i w[j, i] · x[n, i] for the worker's images or outputs."""
+    O = out.shape[1]
+    rows, columns = part_of(out, worker, workers, DOT_ROWS, DOT_COLUMNS)
+    if rows[0] < rows[1] and columns[0] < columns[1]:
+        runs, c = Runs(1, x.shape[1], 0, 0), out.reshape(-1)[rows[0] * O + columns[0] :]
+        images, weights = rows_of(x)[rows[0] : rows[1]], rows_of(weight)[columns[0] : columns[1]]
+        dot_products(x.reshape(-1), images, weight.reshape(-1), weights, runs, c, O)
+    if relu:
+        rectify(matrix(out), rows, columns)
+
+
+@inner
+def by_outputs(worker, workers, relu, weights, x, bias, out):
+    """zᵀ = W · xᵀ + b for the worker's outputs, and its transpose."""
     N, O = out.shape
     first, last = share(O, worker, workers, ROWS)
     z, part = np.empty((last - first, N), out.dtype), rows_from(weights, first, last - first)
-    target = Target(z.reshape(-1), N, Places(N, N))
-    product(part, (NONE, last - first), operand(x, ONE), (NONE, N), target, bias[first:last])
+    product(part, (NONE, last - first), operand(x, ONE), (NONE, N), matrix(z), bias[first:last])
+    if relu:
+        rectify(matrix(z), (NONE, last - first), (NONE, N))
     turn_matrix(z, out.reshape(-1)[first:], O)
+
+
+@inner
+def by_images(worker, workers, relu, images, weight, out):
+    """z[n, j] += Σ_i w[j, i] · x[n, i] for the worker's images or outputs."""
+    rows, columns = multiply(worker, workers, images, operand(weight, ONE), out, np.empty(0, out.dtype))
+    if relu:
+        rectify(matrix(out), rows, columns)
 
 
 @inner
@@ -86,18 +109,17 @@ def add_bias(bias, out):
         copy(bias, 0, flat, n * O, O)
 
 
-def linear(team, workers, x, weight, bias, out):
-    """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i]"""
+def linear(team, workers, relu, x, weight, bias, out):
+    """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i], with `relu` max(0, z)"""
     (N, O), I = out.shape, x.shape[1]
     if few(N, VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS) >= O:
         add_bias(bias, out)
-        each_worker(team, workers, dot, (x, weight, out))
+        each_worker(team, workers, by_dots, (relu, x, weight, out))
     elif N <= O:
-        each_worker(team, workers, multiply_turned, (factor(weight.reshape(-1), O, I), x, bias, out))
+        each_worker(team, workers, by_outputs, (relu, factor(weight.reshape(-1), O, I), x, bias, out))
     else:
-        images, nothing = factor(x.reshape(-1), N, I), np.empty(0, out.dtype)
         add_bias(bias, out)
-        each_worker(team, workers, multiply, (images, operand(weight, ONE), out, nothing))
+        each_worker(team, workers, by_images, (relu, factor(x.reshape(-1), N, I), weight, out))
 
 
 def linear_grad_input(team, workers, grad, weight, out):

@@ -137,7 +137,7 @@ def product(a, m_range, b, columns, c, start):
 
     If `start` is empty, the sums are added to what C holds. Where A has more rows than FEW_ROWS, C must be one run.
     """
-    if columns[0] >= columns[1]:
+    if m_range[0] >= m_range[1] or columns[0] >= columns[1]:
         return
     step = VECTORS * lanes(c.numbers)
     K = a.offsets.size
