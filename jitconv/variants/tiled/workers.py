@@ -43,6 +43,19 @@ def team() -> int:
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
 
 
+def _borrowed(context, builder, kind, value):
+    """The value with its arrays not counted: threads that count slices of one array wait for each other."""
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        parts = cgutils.unpack_tuple(builder, value, len(kind.types))
+        parts = [_borrowed(context, builder, part, each) for part, each in zip(kind.types, parts, strict=True)]
+        return context.make_tuple(builder, kind, parts)
+    return value
+
+
 @intrinsic
 def each_worker(typing, team, workers, function, args):
     """function(worker, workers, *args) for each worker: on a team's threads, or if it is ALONE, one after another."""
@@ -50,6 +63,7 @@ def each_worker(typing, team, workers, function, args):
 
     def code(context, builder, signature, values):
         team, workers, _, arguments = values
+        arguments = _borrowed(context, builder, args, arguments)
         compiled = function.dispatcher.overloads[call.args]
         context.add_linking_libs([compiled.library])
         failed = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(1), 0))
