@@ -137,44 +137,44 @@ def in_turn(input: Tensor, *modules: nn.Module) -> Any:
 
     Layers of ONE_PASS are computed in one if their variant has one and no hook looks between.
     """
-    while modules:
-        together = _together(modules)
-        input = together[0](input) if len(together) == 1 else _in_one_pass(input, together)
-        modules = modules[len(together) :]
+    kinds, at = tuple(map(type, modules)), 0
+    while at < len(modules):
+        for together, function in ONE_PASS.items():
+            count = len(together)
+            if kinds[at : at + count] == together:
+                layers: Any = modules[at : at + count]
+                options = _common_options(layers)
+                if options is not None:
+                    first = layers[0]
+                    input = getattr(F, function)(input, first.weight, first.bias, *options, variant=first.variant)
+                    break
+        else:
+            count, input = 1, modules[at](input)
+        at += count
     return input
 
 
-def _together(modules: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
-    """Those of the first modules that one function may compute, or the first alone."""
-    for kinds in ONE_PASS:
-        first = modules[: len(kinds)]
-        if tuple(map(type, first)) == kinds and _fusible(first):
-            return first
-    return modules[:1]
-
-
-def _fusible(modules: tuple[Any, ...]) -> bool:
-    return (
-        all(module.variant == modules[0].variant for module in modules)
-        and all(module.options() is not None for module in modules)
-        and not _has_any_global_hook()
-        and not any(map(_hooked, modules))
-    )
+def _common_options(layers: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
+    """The options of layers that one function may compute, of each that has some; None where it may not."""
+    if _has_any_global_hook():
+        return None
+    options = []
+    for layer in layers:
+        chosen = layer.options()
+        if chosen is None or layer.variant != layers[0].variant or _hooked(layer):
+            return None
+        if chosen:
+            options.append(chosen)
+    return options
 
 
 def _hooked(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or _replaced(module)
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or _replaced(module)
 
 
 def _replaced(module: nn.Module) -> bool:
     return "forward" in vars(module) or "_conv_forward" in vars(module)
-
-
-def _in_one_pass(input: Tensor, modules: tuple[Any, ...]) -> Tensor:
-    first, function = modules[0], getattr(F, ONE_PASS[tuple(map(type, modules))])
-    options = filter(None, (module.options() for module in modules))
-    return function(input, first.weight, first.bias, *options, variant=first.variant)
 
 
 class Sequential(nn.Sequential):
