@@ -1,0 +1,32 @@
+"""Shapes that fill the tiled kernels' blocks and cross them: long sums, many rows, rows that lie whole pages apart."""
+
+import pytest
+import torch
+
+from jitconv.cases import Case, conv2d, linear
+from jitconv.verify import check
+
+CASES = (
+    linear("several blocks and chunks", (30, 1100), (70, 1100)),
+    linear("rows whole pages apart", (61, 1024), (50, 1024)),
+    linear("more images than outputs, both many", (300, 600), (260, 600)),
+    linear("images that fill no tile, two runs of the sum", (40, 3000), (33, 3000)),
+    conv2d("more filters than read B in place", (3, 64, 9, 10), (150, 64, 3, 3), padding=1),
+    conv2d("gradient of the weights from strips", (5, 20, 9, 10), (200, 20, 3, 3), stride=2),
+    conv2d("planes whole pages apart", (1, 8, 32, 32), (200, 8, 3, 3), padding=1),
+    conv2d("filters whole pages apart", (2, 512, 5, 6), (140, 512, 1, 1)),
+    conv2d("bands of lines", (1, 3, 70, 66), (14, 3, 5, 5), padding=2),
+    conv2d("many images, many taps", (13, 6, 12, 11), (10, 6, 5, 5)),
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients_equal_torch(case: Case, threads: int, dtype: str) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert not [result for result in check(case, "jit-tiled", dtype) if not result.ok]
+    finally:
+        torch.set_num_threads(before)
