@@ -133,7 +133,7 @@ def finite(array):
 
 @inner
 def product(a, m_range, b, columns, c, start):
-    """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range, begun at a multiple of ROWS, and j of columns.
+    """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range and j of columns.
 
     If `start` is empty, the sums are added to what C holds. Where A has more rows than FEW_ROWS, C must be one run.
     """
