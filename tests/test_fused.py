@@ -182,22 +182,18 @@ def test_modules_are_fused_where_nobody_looks_between(passes: Callable[[nn.Modul
 @pytest.mark.parametrize("shape", [(5, 4), (0, 4), (4,), (300, 10), (2, 3, 4, 5), (3, 33, 40, 50)], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_loss_reduced_in_its_kernel(shape: tuple[int, ...], reduction: str, threads: int) -> None:
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        classes = shape[0] if len(shape) == 1 else shape[1]
-        x, weight = torch.randn(shape).requires_grad_(), torch.rand(classes)
-        target = torch.randint(classes, shape[:1][: len(shape) - 1] + shape[2:])
-        options = {"ignore_index": 1, "label_smoothing": 0.1, "reduction": reduction}
-        for x_, w in ((x, None), (x, weight), (x.detach().double().requires_grad_(), weight.double())):
-            for _ in range(2):
-                found, expected = (
-                    (loss := layer(x_, target, w, **options), *torch.autograd.grad(3 * loss, x_))
-                    for layer in (F.cross_entropy, nn.functional.cross_entropy)
-                )
-                torch.testing.assert_close(found, expected, equal_nan=True)
-    finally:
-        torch.set_num_threads(before)
+    classes = shape[0] if len(shape) == 1 else shape[1]
+    x, weight = torch.randn(shape).requires_grad_(), torch.rand(classes)
+    target = torch.randint(classes, shape[:1][: len(shape) - 1] + shape[2:])
+    options = {"ignore_index": 1, "label_smoothing": 0.1, "reduction": reduction}
+    for x_, w in ((x, None), (x, weight), (x.detach().double().requires_grad_(), weight.double())):
+        for _ in range(2):
+            found, expected = (
+                (loss := layer(x_, target, w, **options), *torch.autograd.grad(3 * loss, x_))
+                for layer in (F.cross_entropy, nn.functional.cross_entropy)
+            )
+            torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def test_a_mean_of_many_losses_is_as_good_as_one_of_few() -> None:
