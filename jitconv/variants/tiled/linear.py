@@ -90,7 +90,7 @@ def by_outputs(worker, workers, relu, weights, x, bias, out):
     product(part, (NONE, last - first), operand(x, ONE), (NONE, N), matrix(z), bias[first:last])
     if relu:
         rectify(matrix(z), (NONE, last - first), (NONE, N))
-    turn_matrix(z, out.reshape(-1)[first:], O)
+    turn_matrix(z.reshape(-1), last - first, N, N, out.reshape(-1)[first:], O)
 
 
 @inner

@@ -199,7 +199,7 @@ def _copy_strips(b, terms, columns, strips, spare):
             depth = min(LONG_BLOCK, terms[1] - k)
             count = _pieces(b.places, (k, k + depth), LONG_BLOCK, 0, pieces)
             _gather(b.numbers, offsets, pieces[:count], spare, LONG_BLOCK)
-            _turn_strip(spare, depth, offsets.size, strip[(k - terms[0]) * step :])
+            turn_matrix(spare, offsets.size, depth, LONG_BLOCK, strip[(k - terms[0]) * step :], step)
 
 
 @inner
@@ -228,22 +228,13 @@ def _gather(numbers, offsets, pieces, strips, pitch):
 
 
 @inner
-def _turn_strip(columns, depth, width, strip):
-    """strip[k, j] = columns[j, k]"""
-    lane, step = lanes(strip), VECTORS * lanes(strip)
-    for v in range(0, width, lane):
-        for t in range(0, depth, lane):
-            rows = min(lane, width - v)
-            turn(columns, v * LONG_BLOCK + t, LONG_BLOCK, strip, t * step + v, step, rows, min(lane, depth - t))
-
-
-@inner
-def turn_matrix(matrix, target, pitch):
-    """target[n · pitch + m] = matrix[m, n]"""
-    (M, N), lane, source = matrix.shape, lanes(matrix), matrix.reshape(-1)
+def turn_matrix(source, M, N, pitch, target, target_pitch):
+    """target[n · target_pitch + m] = source[m · pitch + n] for m < M and n < N"""
+    lane = lanes(source)
     for m in range(0, M, lane):
         for n in range(0, N, lane):
-            turn(source, m * N + n, N, target, n * pitch + m, pitch, min(lane, M - m), min(lane, N - n))
+            i, j = m * pitch + n, n * target_pitch + m
+            turn(source, i, pitch, target, j, target_pitch, min(lane, M - m), min(lane, N - n))
 
 
 @inner

@@ -96,13 +96,24 @@ def together(sums, way):
     return total(sums) if way.less > 0 else sums
 
 
+def shared(function):
+    """Let workers run function(worker, workers, unit, *args): `unit` is a tile as arrays like `like` are walked."""
+
+    @exact
+    def share_out(team, workers, like, args):
+        if like.shape[2] == 1:
+            each_worker(team, workers, function, (zeros(like, 1, 1), *args))
+        else:
+            each_worker(team, workers, function, (zeros(like, 1, WIDE), *args))
+
+    return share_out
+
+
 def softmax(team, workers, x, out):
-    if x.shape[2] == 1:
-        each_worker(team, workers, _softmax, (zeros(x, 1, 1), x, out))
-    else:
-        each_worker(team, workers, _softmax, (zeros(x, 1, WIDE), x, out))
+    _softmax(team, workers, x, (x, out))
 
 
+@shared
 @exact
 def _softmax(worker, workers, unit, x, out):
     """z[c] = exp(x[c] − top) / Σ_k exp(x[k] − top)"""
@@ -120,12 +131,10 @@ def _softmax(worker, workers, unit, x, out):
 
 
 def softmax_grad_input(team, workers, grad, z, out):
-    if z.shape[2] == 1:
-        each_worker(team, workers, _softmax_grad_input, (zeros(z, 1, 1), grad, z, out))
-    else:
-        each_worker(team, workers, _softmax_grad_input, (zeros(z, 1, WIDE), grad, z, out))
+    _softmax_grad_input(team, workers, z, (grad, z, out))
 
 
+@shared
 @exact
 def _softmax_grad_input(worker, workers, unit, grad, z, out):
     """∂x[c] = z[c] · (∂z[c] − Σ_k ∂z[k] · z[k])"""
@@ -141,10 +150,7 @@ def _softmax_grad_input(worker, workers, unit, grad, z, out):
 
 
 def log_softmax(team, workers, x, out):
-    if x.shape[2] == 1:
-        each_worker(team, workers, _log_softmaxes, (zeros(x, 1, 1), x, out))
-    else:
-        each_worker(team, workers, _log_softmaxes, (zeros(x, 1, WIDE), x, out))
+    _shared_log_softmaxes(team, workers, x, (x, out))
 
 
 @exact
@@ -155,6 +161,9 @@ def _log_softmaxes(worker, workers, unit, x, out):
         _log_softmax(unit, values, walk(unit, x, index), target)
     (n, d), (n_end, d_end) = place(unit, x, first), place(unit, x, last)
     return n * x.shape[2] + d, n_end * x.shape[2] + d_end
+
+
+_shared_log_softmaxes = shared(_log_softmaxes)
 
 
 @inlined
@@ -169,12 +178,10 @@ def _log_softmax(unit, x, way, out):
 
 
 def log_softmax_grad_input(team, workers, grad, z, out):
-    if z.shape[2] == 1:
-        each_worker(team, workers, _log_softmax_grad_input, (zeros(z, 1, 1), grad, z, out))
-    else:
-        each_worker(team, workers, _log_softmax_grad_input, (zeros(z, 1, WIDE), grad, z, out))
+    _log_softmax_grad_input(team, workers, z, (grad, z, out))
 
 
+@shared
 @exact
 def _log_softmax_grad_input(worker, workers, unit, grad, z, out):
     """∂x[c] = ∂z[c] − exp(z[c]) · Σ_k ∂z[k]"""
@@ -192,10 +199,7 @@ def _log_softmax_grad_input(worker, workers, unit, grad, z, out):
 def cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, losses, weights, log_p):
     """log_p = log_softmax(x), and from it the loss and the weight of each sample."""
     labels = Labels(target, weight, ignore_index, smoothing)
-    if x.shape[2] == 1:
-        each_worker(team, workers, _cross_entropy, (zeros(x, 1, 1), x, labels, losses, weights, log_p))
-    else:
-        each_worker(team, workers, _cross_entropy, (zeros(x, 1, WIDE), x, labels, losses, weights, log_p))
+    _cross_entropy(team, workers, x, (x, labels, losses, weights, log_p))
 
 
 def reduced_cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, mean, loss, log_p):
@@ -207,10 +211,7 @@ def reduced_cross_entropy(team, workers, x, target, weight, ignore_index, smooth
     if not known:
         return False
     sums, labels = np.zeros(workers), Labels(target, weight, ignore_index, smoothing)
-    if x.shape[2] == 1:
-        each_worker(team, workers, _sum_of_losses, (zeros(x, 1, 1), x, labels, log_p, sums))
-    else:
-        each_worker(team, workers, _sum_of_losses, (zeros(x, 1, WIDE), x, labels, log_p, sums))
+    _sum_of_losses(team, workers, x, (x, labels, log_p, sums))
     loss[0] = sums.sum() / (total if mean else 1)
     return True
 
@@ -227,6 +228,7 @@ def weight_of(target, weight, ignore_index):
     return total, True
 
 
+@shared
 @exact
 def _sum_of_losses(worker, workers, unit, x, labels, log_p, sums):
     (target, weight, ignore_index, smoothing), D = labels, x.shape[2]
@@ -237,6 +239,7 @@ def _sum_of_losses(worker, workers, unit, x, labels, log_p, sums):
             sums[worker] += cross_entropy_at(log_p, target, weight, smoothing, n, d)
 
 
+@shared
 @exact
 def _cross_entropy(worker, workers, unit, x, labels, losses, weights, log_p):
     (target, weight, ignore_index, smoothing), D = labels, x.shape[2]
@@ -247,10 +250,7 @@ def _cross_entropy(worker, workers, unit, x, labels, losses, weights, log_p):
 
 def cross_entropy_grad_input(team, workers, grad, log_p, target, weight, ignore_index, smoothing, out):
     labels = Labels(target, weight, ignore_index, smoothing)
-    if out.shape[2] == 1:
-        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, 1), grad, log_p, labels, out))
-    else:
-        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, WIDE), grad, log_p, labels, out))
+    _cross_entropy_grad_input(team, workers, out, (grad, log_p, labels, out))
 
 
 def reduced_cross_entropy_grad_input(team, workers, grad, log_p, target, weight, ignore_index, smoothing, mean, out):
@@ -259,13 +259,11 @@ def reduced_cross_entropy_grad_input(team, workers, grad, log_p, target, weight,
         return False
     grads = np.full(target.shape, number(out, grad[0] / (total if mean else 1)))
     labels = Labels(target, weight, ignore_index, smoothing)
-    if out.shape[2] == 1:
-        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, 1), grads, log_p, labels, out))
-    else:
-        each_worker(team, workers, _cross_entropy_grad_input, (zeros(out, 1, WIDE), grads, log_p, labels, out))
+    _cross_entropy_grad_input(team, workers, out, (grads, log_p, labels, out))
     return True
 
 
+@shared
 @exact
 def _cross_entropy_grad_input(worker, workers, unit, grad, log_p, labels, out):
     """∂x[c] = ∂loss · (exp(log_p[c]) · Σ_k t_k − t_c) with t_c = w[c] · ((1 − ε)·[c = y] + ε/C)"""
