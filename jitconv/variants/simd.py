@@ -134,6 +134,23 @@ class Code:
         turns = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
         return [self.builder.shuffle_vector(a, b, ir.Constant(number, part)) for part in (turns[:lanes], turns[lanes:])]
 
+    def unzipped(self, a, b):
+        """The lanes of `a` and then of `b` with even numbers, and those with odd ones, as two registers."""
+        number, lanes = ir.VectorType(INT, self.tile.lanes), self.tile.lanes
+        return [
+            self.builder.shuffle_vector(a, b, ir.Constant(number, list(range(odd, 2 * lanes, 2)))) for odd in (0, 1)
+        ]
+
+    def add_outer(self, total, address, pitch, row):
+        """The tile with the numbers at the address, a pitch apart, times the registers of a row added."""
+        for r in range(self.tile.rows):
+            factor = self.repeated(self.builder.load(address))
+            address = self.builder.gep(address, [pitch])  # r · pitch at once: LLVM would load all first, and spill
+            for v in range(self.tile.vectors):
+                place = r * self.tile.vectors + v
+                total = self.set(total, place, self.multiply_add(factor, row[v], self.get(total, place)))
+        return total
+
     def below(self, i, stop, count):
         """`count` if i < stop, else 0."""
         inside = self.builder.icmp_signed("<", ir.Constant(INDEX, i), stop)
@@ -182,16 +199,23 @@ def outer(typing, tile, a, i, pitch, b, j, n):
         n_value = _count(n, n_value)
         step = [ir.Constant(INDEX, v * tile.lanes) for v in range(tile.vectors)]
         row = [emit.load(emit.at(b, b_value, j_value, step[v]), n_value, v * tile.lanes) for v in range(tile.vectors)]
-        address = emit.at(a, a_value, i_value)
-        for r in range(tile.rows):
-            factor = emit.repeated(builder.load(address))
-            address = builder.gep(address, [pitch_value])  # i + r·pitch at once: LLVM loads all first, and spills
-            for v in range(tile.vectors):
-                place = r * tile.vectors + v
-                total = emit.set(total, place, emit.multiply_add(factor, row[v], emit.get(total, place)))
-        return total
+        return emit.add_outer(total, emit.at(a, a_value, i_value), pitch_value, row)
 
     return tile(tile, a, types.intp, types.intp, b, types.intp, n), code
+
+
+@intrinsic
+def outer_of(typing, tile, a, i, pitch, b, starts, s, j):
+    """tile[r, v] += a[i + r·pitch] · b[starts[s + v] + j …]: as `outer`, with registers from different places."""
+
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        total, a_value, i_value, pitch_value, b_value, starts_value, s_value, j_value = args
+        places = [emit.at(starts, starts_value, s_value, ir.Constant(INDEX, v)) for v in range(tile.vectors)]
+        row = [emit.load(emit.at(b, b_value, builder.load(place), j_value)) for place in places]
+        return emit.add_outer(total, emit.at(a, a_value, i_value), pitch_value, row)
+
+    return tile(tile, a, types.intp, types.intp, b, starts, types.intp, types.intp), code
 
 
 @intrinsic
@@ -288,6 +312,25 @@ def move(typing, source, i, target, j, n):
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, n), code
+
+
+@intrinsic
+def move_every_second(typing, source, i, target, j, n):
+    """target[j + v] = source[i + 2v] for v < n, at most one register."""
+    tile = Tile(source.dtype, 1, 1)
+
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        source_value, i_value, target_value, j_value, n_value = args
+        count = builder.sub(builder.mul(n_value, ir.Constant(INDEX, 2)), ir.Constant(INDEX, 1))
+        halves = [
+            emit.load(emit.at(source, source_value, i_value, ir.Constant(INDEX, first)), count, first)
+            for first in (0, tile.lanes)
+        ]
+        emit.store(emit.unzipped(*halves)[0], emit.at(target, target_value, j_value), n_value)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, types.intp), code
 
 
 @intrinsic

@@ -1,16 +1,41 @@
-"""conv2d and the max_pool2d after it in one pass: z is pooled while it is in the second-level cache, and never kept.
+"""conv2d and the max_pool2d after it in one pass: z is pooled in registers or in a cache, and never kept.
 
 Neither gradient asks for z: that of the pooling needs the indices, and that of the convolution ∂z.
 """
 
 import numpy as np
+from numba import literal_unroll
 
-from jitconv.variants.simd import ROWS
+from jitconv.variants.simd import ROWS, VECTORS, lanes, outer, outer_of, zeros
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
-from jitconv.variants.tiled.pooling import pool_lines, side_by_side
-from jitconv.variants.tiled.product import NONE, Operand, Places, Target, factor, finite, inner, product, rows_from
-from jitconv.variants.tiled.shifts import AT_ONCE, Geometry, blocking, plane_size, shares, shift_images, total_size
+from jitconv.variants.tiled.pooling import pool_lines, put_largest, side_by_side
+from jitconv.variants.tiled.product import (
+    NONE,
+    SHORT_BLOCK,
+    Operand,
+    Places,
+    Target,
+    factor,
+    finite,
+    inner,
+    product,
+    rows_from,
+)
+from jitconv.variants.tiled.shifts import (
+    AT_ONCE,
+    Geometry,
+    Planes,
+    blocking,
+    plane_size,
+    shares,
+    shift_images,
+    total_size,
+)
 from jitconv.variants.tiled.workers import each_worker
+
+WINDOW = 4  # numbers
+TALLEST = ROWS * VECTORS // WINDOW
+HEIGHTS = (*(rows for rows in (1, 2, 4) if rows < TALLEST), TALLEST)  # of a tile of windows
 
 
 def conv2d_max_pool2d(
@@ -26,16 +51,92 @@ def conv2d_max_pool2d(
         return False
     C_out, geometry = weight.shape[0], Geometry(stride, padding, dilation)
     kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)
-    each_worker(team, workers, _convolve_and_pool, (x, weight, kernels, bias, geometry, conv_size[1], out, indices))
+    arguments = x, weight, kernels, bias, geometry, conv_size[1], out, indices
+    if 0 < kernels.offsets.size <= SHORT_BLOCK:
+        each_worker(team, workers, _windows_in_registers, arguments)
+    else:
+        each_worker(team, workers, _windows_in_cache, arguments)
     return True
 
 
 @inner
-def _convolve_and_pool(worker, workers, x, weight, kernels, bias, geometry, W, out, indices):
-    """Lines of windows, two lines of z each, from the first tap to the maximum."""
+def _windows_in_registers(worker, workers, x, weight, kernels, bias, geometry, W, out, indices):
+    """For sums so short that pooling would take as long: a tile holds the four numbers of its windows apart.
+
+    Each of the four is a convolution with twice the stride, begun a line or a column later.
+    """
     N, C_out, H_out, W_out = out.shape
     C_group = weight.shape[1]
     groups = x.shape[1] // C_group
+    F = C_out // groups
+    images, filters = shares(worker, workers, N, F, TALLEST)
+    _, rows = blocking(1, H_out, WINDOW * W_out, AT_ONCE)
+    planes, starts = _window_planes(weight, geometry, rows, W_out)
+    block, ones = np.empty(total_size(C_group, planes, x), x.dtype), np.ones(WINDOW * lanes(x), x.dtype)
+    target, places, windows = out.reshape(-1), indices.reshape(-1), H_out * W_out
+    firsts = np.zeros(windows + lanes(x), np.int64)
+    for window in range(windows):
+        firsts[window] = 2 * (window // W_out * W + window % W_out)
+    step = 2 * geometry.stride[0], 2 * geometry.stride[1]
+    for g in range(groups):
+        part, start, channels = rows_from(kernels, g * F, F), bias[g * F : (g + 1) * F], (g * C_group, (g + 1) * C_group)
+        for n in range(images[0], images[1]):
+            for top in range(0, H_out, rows):
+                shift_images(x, n, 1, channels, top * step[0] - geometry.padding[0], step, planes, block)
+                begin, end = top * W_out, min(top + rows, H_out) * W_out
+                for window in range(begin, end, lanes(x)):
+                    at = window, ((n * C_out) + g * F) * windows + window, min(lanes(x), end - window)
+                    m = filters[0]
+                    for height in literal_unroll(HEIGHTS[::-1]):
+                        while m + height <= filters[1]:
+                            tile = zeros(x, height, WINDOW)
+                            for k in range(part.offsets.size):
+                                a = part.offsets[k] + m * part.pitch
+                                tile = outer_of(
+                                    tile, part.numbers, a, part.pitch, block, starts, k * WINDOW, window - begin
+                                )
+                            tile = outer(tile, start, m, 1, ones, 0, None)
+                            put_largest(
+                                tile, firsts, at[0], W, target, at[1] + m * windows, windows, places, at[2]
+                            )
+                            m += height
+
+
+@inner
+def _window_planes(weight, geometry, rows, width):
+    """The planes for so many lines of windows, and where in them each tap of a kernel meets the four numbers of one."""
+    (s_h, s_w), (p_h, p_w), (d_h, d_w) = geometry
+    _, C, K_h, K_w = weight.shape
+    columns, count = np.empty(2 * K_w, np.int64), 0
+    index = np.empty((2, K_w), np.int64)  # of the plane for a column of a window and one of the kernel
+    for b in range(2):
+        for j in range(K_w):
+            column, at = b * s_w + j * d_w - p_w, 0
+            while at < count and columns[at] != column:
+                at += 1
+            columns[at], index[b, j] = column, at
+            count = max(count, at + 1)
+    reach = s_h + (K_h - 1) * d_h
+    planes = Planes(min(2 * s_h, reach + 1), columns[:count], 1, rows + reach // (2 * s_h), width)
+    starts = np.empty(C * K_h * K_w * WINDOW, np.int64)
+    at = 0
+    for c in range(C):
+        for i in range(K_h):
+            for j in range(K_w):
+                for number in range(WINDOW):
+                    line, phase = divmod(i * d_h + number // 2 * s_h, 2 * s_h)
+                    plane = (c * planes.phases + phase) * count + index[number % 2, j]
+                    starts[at] = plane * plane_size(planes) + line * width
+                    at += 1
+    return planes, starts
+
+
+@inner
+def _windows_in_cache(worker, workers, x, weight, kernels, bias, geometry, W, out, indices):
+    """Lines of windows, two lines of z each, which are pooled where the product leaves them."""
+    N, C_out, H_out, W_out = out.shape
+    C_group = weight.shape[1]
+    groups, results = x.shape[1] // C_group, (out.reshape(-1), indices.reshape(-1), W_out)
     F = C_out // groups
     images, filters = shares(worker, workers, N, F, ROWS)
     at_once, rows = blocking(images[1] - images[0], H_out, 2 * W, AT_ONCE)
@@ -56,4 +157,4 @@ def _convolve_and_pool(worker, workers, x, weight, kernels, bias, geometry, W, o
                 for n in range(count):
                     for f in range(filters[0], filters[1]):
                         plane = ((first + n) * C_out + g * F + f) * H_out
-                        pool_lines(z[(f * count + n) * run :], run // (2 * W), W, top, plane, out, indices)
+                        pool_lines(z[(f * count + n) * run :], run // (2 * W), W, top, plane, results)

@@ -12,11 +12,36 @@ from jitconv.variants.tiled.product import ONE, clear, inner, share
 from jitconv.variants.tiled.workers import each_worker
 
 
+def _largest(emit, values, distances, first):
+    """The largest of four registers lane by lane, and its index: `first`, or so much further.
+
+    Later numbers win only if larger, or NaN.
+    """
+    builder, best, index = emit.builder, values[0], first
+    for value, distance in zip(values[1:], distances, strict=True):
+        wins = builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
+        best = builder.select(wins, value, best)
+        index = builder.select(wins, builder.add(first, distance), index)
+    return best, index
+
+
+def _distances(emit, W):
+    """How much further than a window's first number the others are in a plane with lines of W."""
+    right = ir.Constant(ir.VectorType(INDEX, emit.tile.lanes), [1] * emit.tile.lanes)
+    below = emit.repeated(W)
+    return right, below, emit.builder.add(below, right)
+
+
+def _store_indices(emit, index, address, n):
+    pointer, lanes = emit.builder.bitcast(address, index.type.as_pointer()), emit.tile.lanes
+    emit.call(f"llvm.masked.store.v{lanes}i64.p0", ir.VoidType(), index, pointer, ir.Constant(INT, 8), emit.mask(n, 0))
+
+
 @intrinsic
 def max_2x2(typing, x, i, W, first, out, o, indices, n):
     """out[o + v], indices[o + v]: the largest of x[i + 2v], x[i + 2v + 1] and the two below, and where in its plane.
 
-    W is the width of a line, `first` the index of x[i] in the plane. Later numbers win only if larger, or NaN.
+    W is the width of a line, `first` the index of x[i] in the plane.
     """
     tile = Tile(x.dtype, 1, 1)
 
@@ -24,39 +49,47 @@ def max_2x2(typing, x, i, W, first, out, o, indices, n):
         emit = Code(context, builder, tile)
         x_value, i_value, W_value, first_value, out_value, o_value, indices_value, n_value = args
         lanes, count = tile.lanes, builder.mul(n_value, ir.Constant(INDEX, 2))
-        number, where = ir.VectorType(INT, lanes), ir.VectorType(INDEX, lanes)
 
         def line(start):
-            halves = [
-                emit.load(emit.at(x, x_value, start, ir.Constant(INDEX, k * lanes)), count, k * lanes) for k in (0, 1)
-            ]
-            return [
-                builder.shuffle_vector(*halves, ir.Constant(number, list(range(odd, 2 * lanes, 2)))) for odd in (0, 1)
-            ]
+            places = [emit.at(x, x_value, start, ir.Constant(INDEX, k * lanes)) for k in (0, 1)]
+            return emit.unzipped(*(emit.load(place, count, k * lanes) for k, place in enumerate(places)))
 
-        above = ir.Constant(where, list(range(0, 2 * lanes, 2)))
-        place = builder.add(emit.repeated(first_value), above)
-        right = ir.Constant(where, [1] * lanes)
-        below = emit.repeated(W_value)
-        best, *others = line(i_value) + line(builder.add(i_value, W_value))
-        index = place
-        for value, at in zip(others, (right, below, builder.add(below, right)), strict=True):
-            wins = builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
-            best = builder.select(wins, value, best)
-            index = builder.select(wins, builder.add(place, at), index)
+        every_second = ir.Constant(ir.VectorType(INDEX, lanes), list(range(0, 2 * lanes, 2)))
+        place = builder.add(emit.repeated(first_value), every_second)
+        values = line(i_value) + line(builder.add(i_value, W_value))
+        best, index = _largest(emit, values, _distances(emit, W_value), place)
         emit.store(best, emit.at(out, out_value, o_value), n_value)
-        pointer = builder.bitcast(emit.at(indices, indices_value, o_value), where.as_pointer())
-        emit.call(
-            f"llvm.masked.store.v{lanes}i64.p0",
-            ir.VoidType(),
-            index,
-            pointer,
-            ir.Constant(INT, 8),
-            emit.mask(n_value, 0),
-        )
+        _store_indices(emit, index, emit.at(indices, indices_value, o_value), n_value)
         return context.get_dummy_value()
 
     return types.void(x, types.intp, types.intp, types.intp, out, types.intp, indices, types.intp), code
+
+
+@intrinsic
+def put_largest(typing, tile, firsts, p, W, out, o, pitch, indices, n):
+    """out[o + r·pitch + v], indices[o + r·pitch + v]: the largest of tile[r, 0 … 3], lane by lane, and its index.
+
+    The registers hold the four numbers of windows of 2×2; firsts[p + v] is the index of the first, W a line's width.
+    """
+
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        total, firsts_value, p_value, W_value, out_value, o_value, pitch_value, indices_value, n_value = args
+        where = ir.VectorType(INDEX, tile.lanes)
+        first = builder.load(builder.bitcast(emit.at(firsts, firsts_value, p_value), where.as_pointer()))
+        first.align = 8
+        distances = _distances(emit, W_value)
+        for r in range(tile.rows):
+            place = builder.add(o_value, builder.mul(pitch_value, ir.Constant(INDEX, r)))
+            values = [emit.get(total, r * tile.vectors + v) for v in range(tile.vectors)]
+            best, index = _largest(emit, values, distances, first)
+            emit.store(best, emit.at(out, out_value, place), n_value)
+            _store_indices(emit, index, emit.at(indices, indices_value, place), n_value)
+        return context.get_dummy_value()
+
+    return types.void(
+        tile, firsts, types.intp, types.intp, out, types.intp, types.intp, indices, types.intp
+    ), code
 
 
 @intrinsic
@@ -121,16 +154,19 @@ def max_pool2d(team, workers, x, kernel_size, stride, padding, dilation, out, in
 @inner
 def _windows(worker, workers, x, out, indices):
     H, W = x.shape[2:]
-    H_out, source = out.shape[2], x.reshape(-1)
+    H_out, source, results = out.shape[2], x.reshape(-1), (out.reshape(-1), indices.reshape(-1), out.shape[3])
     begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
-        pool_lines(source[plane * H * W :], H_out, W, 0, plane * H_out, out, indices)
+        pool_lines(source[plane * H * W :], H_out, W, 0, plane * H_out, results)
 
 
 @inner
-def pool_lines(z, rows, W, top, plane, out, indices):
-    """Some lines of windows of z; the first is line `top` of a plane that begins at line `plane` of all planes."""
-    W_out, target, places = out.shape[3], out.reshape(-1), indices.reshape(-1)
+def pool_lines(z, rows, W, top, plane, results):
+    """Some lines of windows of z; the first is line `top` of a plane that begins at line `plane` of all planes.
+
+    results: all maxima, their indices, and how many are in a line.
+    """
+    target, places, W_out = results
     for row in range(rows):
         for col in range(0, W_out, lanes(z)):
             i, o = 2 * row * W + 2 * col, (plane + top + row) * W_out + col

@@ -7,7 +7,7 @@ by whole lines. Small images lie side by side, large ones are cut into bands.
 
 from typing import Any, NamedTuple
 
-from jitconv.variants.simd import VECTORS, lanes
+from jitconv.variants.simd import VECTORS, lanes, move_every_second
 from jitconv.variants.tiled.product import NONE, clear, copy, inner, share
 
 AT_ONCE = 1024  # pixels of the output that are computed together, about
@@ -74,6 +74,9 @@ def shift(image, first, step, planes, out, index):
                         continue
                     if step[1] == 1:
                         copy(pixels, source + left, out, line + left, right - left)
+                    elif step[1] == 2:
+                        for q in range(left, right, lanes(out)):
+                            move_every_second(pixels, source + 2 * q, out, line + q, right - q)
                     else:
                         for q in range(left, right):
                             out[line + q] = pixels[source + q * step[1]]
