@@ -20,6 +20,7 @@ from jitconv.variants.tiled.product import (
     product,
     rows_from,
     steps,
+    workspace,
 )
 from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.tiled.shifts import (
@@ -86,7 +87,7 @@ def _convolve(worker, workers, relu, x, weight, kernels, bias, geometry, out):
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
     direct = at_once == 1 or F <= FEW_ROWS
-    z = np.empty(0 if direct else F * at_once * pixels, x.dtype)
+    z, work = np.empty(0 if direct else F * at_once * pixels, x.dtype), workspace(x)
     for g in range(groups):
         part, start = rows_from(kernels, g * F, F), bias[g * F : (g + 1) * F]
         for first in range(images[0], images[1], at_once):
@@ -101,7 +102,7 @@ def _convolve(worker, workers, relu, x, weight, kernels, bias, geometry, out):
                 )
                 if not direct:
                     target = Target(z, count * run, Places(count * run, NONE))
-                product(part, filters, b, (NONE, count * run), target, start)
+                product(part, filters, b, (NONE, count * run), target, start, work)
                 if relu:
                     rectify(target, filters, (NONE, count * run))
             if not direct:
@@ -136,7 +137,7 @@ def _correlate(worker, workers, grad, x, weight, geometry, flat, others):
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
     strips = F >= MANY_FILTERS
-    nothing = np.empty(0, x.dtype)
+    nothing, work = np.empty(0, x.dtype), workspace(x)
     for g in range(groups):
         result = total[g * F * K :]
         for first in range(images[0], images[1], at_once):
@@ -150,7 +151,7 @@ def _correlate(worker, workers, grad, x, weight, geometry, flat, others):
                     places = _side_by_side(runs)
                     a = Factor(grad.reshape(-1)[rows_at[0] :], places, pixels, F)
                     b = Operand(block, offsets, Places(runs.length, plane_size(planes)), ONE)
-                    product(a, filters, b, (NONE, K), Target(result, K, Places(K, NONE)), nothing)
+                    product(a, filters, b, (NONE, K), Target(result, K, Places(K, NONE)), nothing, work)
                 else:
                     rows_at = rows_at[filters[0] : filters[1]]
                     dot_products(grad.reshape(-1), rows_at, block, offsets, runs, result[filters[0] * K :], K)

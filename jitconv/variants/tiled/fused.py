@@ -20,6 +20,7 @@ from jitconv.variants.tiled.product import (
     inner,
     product,
     rows_from,
+    workspace,
 )
 from jitconv.variants.tiled.shifts import (
     AT_ONCE,
@@ -79,7 +80,8 @@ def _windows_in_registers(worker, workers, x, weight, kernels, bias, geometry, W
         firsts[window] = 2 * (window // W_out * W + window % W_out)
     step = 2 * geometry.stride[0], 2 * geometry.stride[1]
     for g in range(groups):
-        part, start, channels = rows_from(kernels, g * F, F), bias[g * F : (g + 1) * F], (g * C_group, (g + 1) * C_group)
+        numbers, offsets, pitch, _ = rows_from(kernels, g * F, F)
+        start, channels = bias[g * F : (g + 1) * F], (g * C_group, (g + 1) * C_group)
         for n in range(images[0], images[1]):
             for top in range(0, H_out, rows):
                 shift_images(x, n, 1, channels, top * step[0] - geometry.padding[0], step, planes, block)
@@ -90,11 +92,9 @@ def _windows_in_registers(worker, workers, x, weight, kernels, bias, geometry, W
                     for height in literal_unroll(HEIGHTS[::-1]):
                         while m + height <= filters[1]:
                             tile = zeros(x, height, WINDOW)
-                            for k in range(part.offsets.size):
-                                a = part.offsets[k] + m * part.pitch
-                                tile = outer_of(
-                                    tile, part.numbers, a, part.pitch, block, starts, k * WINDOW, window - begin
-                                )
+                            for k in range(offsets.size):
+                                a = offsets[k] + m * pitch
+                                tile = outer_of(tile, numbers, a, pitch, block, starts, k * WINDOW, window - begin)
                             tile = outer(tile, start, m, 1, ones, 0, None)
                             put_largest(
                                 tile, firsts, at[0], W, target, at[1] + m * windows, windows, places, at[2]
@@ -142,7 +142,7 @@ def _windows_in_cache(worker, workers, x, weight, kernels, bias, geometry, W, ou
     at_once, rows = blocking(images[1] - images[0], H_out, 2 * W, AT_ONCE)
     planes = layout(weight, geometry, at_once, 2 * rows, W)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
-    z = np.empty(F * at_once * 2 * rows * W, x.dtype)
+    z, work = np.empty(F * at_once * 2 * rows * W, x.dtype), workspace(x)
     for g in range(groups):
         part, start = rows_from(kernels, g * F, F), bias[g * F : (g + 1) * F]
         for first in range(images[0], images[1], at_once):
@@ -153,7 +153,7 @@ def _windows_in_cache(worker, workers, x, weight, kernels, bias, geometry, W, ou
                 run = 2 * min(rows, H_out - top) * W
                 b = Operand(block, offsets, Places(run, plane_size(planes)), NONE)
                 target = Target(z, count * run, Places(count * run, NONE))
-                product(part, filters, b, (NONE, count * run), target, start)
+                product(part, filters, b, (NONE, count * run), target, start, work)
                 for n in range(count):
                     for f in range(filters[0], filters[1]):
                         plane = ((first + n) * C_out + g * F + f) * H_out

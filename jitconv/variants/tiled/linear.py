@@ -19,6 +19,7 @@ from jitconv.variants.tiled.product import (
     share,
     steps,
     turn_matrix,
+    workspace,
 )
 from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.tiled.workers import each_worker
@@ -58,7 +59,7 @@ def matrix(c):
 def multiply(worker, workers, a, b, c, start):
     """The worker's rows or columns of C: (M, N) = start + A · B; returns which they are."""
     rows, columns = part_of(c, worker, workers, ROWS, VECTORS * lanes(c))
-    product(a, rows, b, columns, matrix(c), start)
+    product(a, rows, b, columns, matrix(c), start, workspace(c))
     return rows, columns
 
 
@@ -87,7 +88,7 @@ def by_outputs(worker, workers, relu, weights, x, bias, out):
     N, O = out.shape
     first, last = share(O, worker, workers, ROWS)
     z, part = np.empty((last - first, N), out.dtype), rows_from(weights, first, last - first)
-    product(part, (NONE, last - first), operand(x, ONE), (NONE, N), matrix(z), bias[first:last])
+    product(part, (NONE, last - first), operand(x, ONE), (NONE, N), matrix(z), bias[first:last], workspace(z))
     if relu:
         rectify(matrix(z), (NONE, last - first), (NONE, N))
     turn_matrix(z.reshape(-1), last - first, N, N, out.reshape(-1)[first:], O)

@@ -19,6 +19,7 @@ from jitconv.variants.tiled.product import (
     finite,
     inner,
     product,
+    workspace,
 )
 from jitconv.variants.tiled.shifts import (
     AT_ONCE,
@@ -107,25 +108,26 @@ def _spread(worker, workers, grad, weight, geometry, out):
     groups = out.shape[1] // C_group
     F = weight.shape[0] // groups
     images, channels = shares(worker, workers, out.shape[0], C_group, ROWS)
-    room, z_room = 0, 0
+    size, z_size = 0, 0
     for a in range(s_h):
         for b in range(s_w):
             planes, _, lines = phase_planes(phase_of(weight, geometry, (H, W), a, b), geometry, images[1] - images[0])
-            room = max(room, total_size(F, planes, grad))
-            z_room = max(z_room, C_group * planes.images * lines * planes.width)
-    block, z, start = np.empty(room, grad.dtype), np.empty(z_room, grad.dtype), np.zeros(C_group, grad.dtype)
+            size = max(size, total_size(F, planes, grad))
+            z_size = max(z_size, C_group * planes.images * lines * planes.width)
+    block, z, start = np.empty(size, grad.dtype), np.empty(z_size, grad.dtype), np.zeros(C_group, grad.dtype)
+    room = block, z, start, workspace(grad)
     for g in range(groups):
         for a in range(s_h):
             for b in range(s_w):
                 phase = phase_of(weight, geometry, (H, W), a, b)
                 taps = _taps(weight, g, F, phase)
-                _phase(grad, taps, g, (a, b), phase, geometry, (images, channels), (block, z, start), out)
+                _phase(grad, taps, g, (a, b), phase, geometry, (images, channels), room, out)
 
 
 @inner
 def _phase(grad, taps, g, at, phase, geometry, part, room, out):
     """Compute a worker's part of one phase of group g of ∂x; at: the phase's own numbers (a, b)."""
-    (images, channels), (block, z, start), (s_h, s_w) = part, room, geometry.stride
+    (images, channels), (block, z, start, work), (s_h, s_w) = part, room, geometry.stride
     C_group, F, (H, W) = taps.M, grad.shape[1] // (out.shape[1] // taps.M), out.shape[2:]
     planes, back, lines = phase_planes(phase, geometry, images[1] - images[0])
     reach, across = planes.lines - lines, planes.columns.size
@@ -144,10 +146,10 @@ def _phase(grad, taps, g, at, phase, geometry, part, room, out):
             if direct:
                 mine = out.reshape(-1)[(first * out.shape[1] + g * C_group) * H * W + top * W :]
                 target = Target(mine, H * W, Places(run, out.shape[1] * H * W))
-                product(taps, channels, b, (NONE, count * run), target, start)
+                product(taps, channels, b, (NONE, count * run), target, start, work)
             else:
                 target = Target(z, count * run, Places(count * run, NONE))
-                product(taps, channels, b, (NONE, count * run), target, start)
+                product(taps, channels, b, (NONE, count * run), target, start, work)
                 row = (phase.top + top) * s_h + at[0] - geometry.padding[0]
                 col = phase.left * s_w + at[1] - geometry.padding[1]
                 for n in range(count):

@@ -60,6 +60,41 @@ class Target(NamedTuple):
     places: Places
 
 
+class Copies(NamedTuple):
+    """Room for a strip of B, and the table of tiles that it is divided into."""
+
+    strips: Any
+    rows: Any  # where each row of the strips begins
+    spare: Any  # rows of B before they are turned
+    tiles: Any
+
+
+class Sums(NamedTuple):
+    """Room for the sums of a few rows of C between blocks of their terms, and for the rows of A."""
+
+    kept: Any
+    near: Any  # rows of A that lie whole half pages apart, copied
+    in_turn: Any  # where their numbers lie
+    ones: Any
+
+
+class Workspace(NamedTuple):
+    """The room that a product works in, for any number of them that one worker computes."""
+
+    copies: Copies
+    sums: Sums
+
+
+@inner
+def workspace(like):
+    """The work arrays of products in the dtype of an array; what a product has no use for is not touched."""
+    step, dtype = VECTORS * lanes(like), like.dtype
+    spare, tiles = np.empty(LONG_BLOCK * step, dtype), np.empty((WIDTH, 3), np.int64)
+    copies = Copies(np.empty(CHUNK * WIDTH, dtype), steps(CHUNK, NONE, step), spare, tiles)
+    kept, near = np.empty(ROWS * step * WIDTH, dtype), np.empty(ROWS * NEAR, dtype)
+    return Workspace(copies, Sums(kept, near, steps(CHUNK, NONE, ONE), np.ones(step, dtype)))
+
+
 @inner
 def block_of(K):
     """How many terms of a sum of K are added up on their own."""
@@ -136,7 +171,7 @@ def finite(array):
 
 
 @inner
-def product(a, m_range, b, columns, c, start):
+def product(a, m_range, b, columns, c, start, work):
     """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range and j of columns.
 
     If `start` is empty, the sums are added to what C holds. Where A has more rows than FEW_ROWS, C must be one run.
@@ -144,26 +179,22 @@ def product(a, m_range, b, columns, c, start):
     if m_range[0] >= m_range[1] or columns[0] >= columns[1]:
         return
     step = VECTORS * lanes(c.numbers)
-    K = a.offsets.size
+    K, copies = a.offsets.size, work.copies
     in_place = a.M <= FEW_ROWS and K > 0 and _may_be_read(b, columns[1] - 1, step)
-    strips, strip_rows = np.empty(0 if in_place else CHUNK * WIDTH, start.dtype), steps(CHUNK, NONE, step)
-    spare, tiles = np.empty(LONG_BLOCK * step, start.dtype), np.empty((WIDTH, 3), np.int64)
-    sums, near = np.empty(ROWS * step * WIDTH, start.dtype), np.empty(ROWS * NEAR, start.dtype)
-    begin = start, np.ones(step, start.dtype), sums, near, steps(CHUNK, NONE, ONE)
     for first in range(columns[0], columns[1], WIDTH):
         stop = min(first + WIDTH, columns[1])
-        count = _divide(b.places, c.places, in_place, first, stop, step, tiles)
+        count = _divide(b.places, c.places, in_place, first, stop, step, copies.tiles)
         for k in range(0, max(K, 1), CHUNK):  # once even for an empty sum, which is 0
             terms = k, min(k + CHUNK, K)
             numbers, rows = b.numbers, b.offsets[terms[0] : terms[1]]
             if not in_place:
-                _copy_strips(b, terms, (first, stop), strips, spare)
-                numbers, rows = strips, strip_rows[: terms[1] - terms[0]]
+                _copy_strips(b, terms, (first, stop), copies)
+                numbers, rows = copies.strips, copies.rows[: terms[1] - terms[0]]
             m = m_range[0]
             while m < m_range[1]:  # the tiles of one height together
                 height = tile_height(m_range[1] - m)
                 last = m + (m_range[1] - m) // height * height
-                _tiles_of_height(height, a, (m, last), terms, numbers, rows, tiles[:count], c, begin)
+                _tiles_of_height(height, a, (m, last), terms, numbers, rows, copies.tiles[:count], c, start, work.sums)
                 m = last
 
 
@@ -190,9 +221,10 @@ def _divide(b_places, c_places, in_place, first, stop, step, tiles):
 
 
 @inner
-def _copy_strips(b, terms, columns, strips, spare):
+def _copy_strips(b, terms, columns, copies):
     """Copy the rows of B that `terms` names, in some columns, strip by strip, each row of a strip side by side."""
-    step, pieces = VECTORS * lanes(strips), np.empty((max(WIDTH, LONG_BLOCK), 3), np.int64)
+    step, strips, spare = VECTORS * lanes(copies.strips), copies.strips, copies.spare
+    pieces = np.empty((max(WIDTH, LONG_BLOCK), 3), np.int64)
     if b.turned == 0:
         count = _pieces(b.places, columns, step, CHUNK * step, pieces)
         _gather(b.numbers, b.offsets[terms[0] : terms[1]], pieces[:count], strips, step)
@@ -242,16 +274,16 @@ def turn_matrix(source, M, N, pitch, target, target_pitch):
 
 
 @inner
-def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, begin):
+def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, start, sums):
     for height in literal_unroll(HEIGHTS):  # each height is code of its own
         if height == rows:
-            _tiles(height, a, m_range, terms, b, b_rows, tiles, c, begin)
+            _tiles(height, a, m_range, terms, b, b_rows, tiles, c, start, sums)
 
 
 @inner
-def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, begin):
+def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, start, sums):
     """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the m of tiles of one height, in some tiles."""
-    (start, ones, sums, near, in_turn), block, step = begin, block_of(a.offsets.size), VECTORS * lanes(c.numbers)
+    (kept, near, in_turn, ones), block, step = sums, block_of(a.offsets.size), VECTORS * lanes(c.numbers)
     a_rows, apart, count = a.offsets[terms[0] : terms[1]], False, terms[1] - terms[0]
     if count > 0 and a.pitch * near.itemsize % HALF_PAGE == 0:
         apart = a_rows[count - 1] - a_rows[0] == count - 1
@@ -265,16 +297,16 @@ def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, begin):
             depth = min(block, terms[1] - k)
             a_at, b_at = places[k - terms[0] :], b_rows[k - terms[0] :]
             for s in range(tiles.shape[0]):
-                at, i, width, kept = tiles[s, 0], m * c.pitch + tiles[s, 1], tiles[s, 2], s * height * step
+                at, i, width, at_kept = tiles[s, 0], m * c.pitch + tiles[s, 1], tiles[s, 2], s * height * step
                 tile, last = zeros(c.numbers, height, VECTORS), k + depth == terms[1]
                 if last:
                     fetch(tile, c.numbers, i, c.pitch)
                 for q in range(depth):
                     tile = outer(tile, numbers, a_at[q] + row, pitch, b, b_at[q] + at, None)
                 if k > terms[0]:
-                    tile = plus(tile, sums, kept, step)
+                    tile = plus(tile, kept, at_kept, step)
                 if not last:
-                    put(tile, sums, kept, step, None)
+                    put(tile, kept, at_kept, step, None)
                 elif terms[0] == 0 and start.size > 0:
                     put(outer(tile, start, m, 1, ones, 0, None), c.numbers, i, c.pitch, width)
                 else:
