@@ -5,13 +5,16 @@ instructions. A tile has rows × vectors registers, each of `lanes` numbers. Wri
 
     tile = zeros(array, rows, vectors)                all 0; dtype from the array
     tile = outer(tile, a, i, pitch, b, j, n)          tile[r, v] += a[i + r·pitch] · b[j + v]
+    tile = outer_of(tile, a, i, pitch, b, starts, s, j)
+                                                      tile[r, v] += a[i + r·pitch] · b[starts[s + v] + j …]
     tile = dots(tile, a, rows_at, b, columns_at, p, n)
         tile[r, c][lane] += a[rows_at[r] + p + lane] · b[columns_at[c] + p + lane]
     add(tile, c, i, pitch, n), put(tile, …)           c[i + r·pitch + v] += (or =) tile[r, v]
     tile = plus(tile, c, i, pitch)                    tile[r, v] += c[i + r·pitch + v]
-    fetch(tile, c, i, pitch)                          bring what `add` will read into the cache
+    fetch(tile, c, i, pitch)                          bring what `add` or `put` will write into the cache
     sums(tile, c)                                     c[r·vectors + v] = Σ_lane tile[r, v][lane]
     move(a, i, b, j, n)                               b[j + v] = a[i + v], for one register
+    move_every_second(a, i, b, j, n)                  b[j + v] = a[i + 2v]
     turn(a, i, pitch, b, j, b_pitch, rows, columns)   b[j + c·b_pitch + r] = a[i + r·pitch + c], one register square
 
 n: how many numbers to the right of a row's start may be touched, None for all. Nothing else is checked: an index
