@@ -47,11 +47,8 @@ _compiled = functools.cache(njit)  # once, whatever the options that ops give a 
 
 _drivers = (
     phases.conv2d_grad_input,
-    conv2d.conv2d_grad_weight,
     pooling.max_pool2d,
     pooling.max_pool2d_grad_input,
-    linear.linear_grad_input,
-    linear.linear_grad_weight,
     softmax.softmax,
     softmax.softmax_grad_input,
     softmax.log_softmax,
@@ -92,7 +89,12 @@ def _refuse(logits: Any, target: Any, weight: Any, ignore_index: int, *rest: Any
     class_indices(target, logits.shape[1], ignore_index)
 
 
-_ops["conv2d_max_pool2d"] = Tiled(fused.conv2d_max_pool2d, _in_turn)
+_ops["conv2d_grad_weight"] = Tiled(
+    conv2d.few_conv2d_grad_weight, Tiled(conv2d.conv2d_grad_weight, _plain["conv2d_grad_weight"])
+)
+_ops["linear_grad_input"] = Tiled(linear.linear_gradient, _plain["linear_grad_input"], False)
+_ops["linear_grad_weight"] = Tiled(linear.linear_gradient, _plain["linear_grad_weight"], True)
+_ops["conv2d_max_pool2d"] = Tiled(fused.short_conv2d_max_pool2d, Tiled(fused.conv2d_max_pool2d, _in_turn))
 _ops["reduced_cross_entropy"] = Tiled(softmax.reduced_cross_entropy, _refuse)
 _ops["reduced_cross_entropy_grad_input"] = Tiled(
     softmax.reduced_cross_entropy_grad_input, lambda grad, *args: _refuse(*args)

@@ -112,11 +112,23 @@ def _convolve(worker, workers, relu, x, weight, kernels, bias, geometry, out):
                         copy(z, source, flat, place, pixels)
 
 
+def few_conv2d_grad_weight(team, workers, grad, x, stride, padding, dilation, out):
+    """∂W by dot products, for few filters; False for many, or as the other."""
+    if grad.shape[1] * out.shape[1] >= MANY_FILTERS * x.shape[1]:
+        return False
+    return _add_up(team, workers, None, grad, x, Geometry(stride, padding, dilation), out)
+
+
 def conv2d_grad_weight(team, workers, grad, x, stride, padding, dilation, out):
     """∂W = Σ_n ∂z · (shifted images)ᵀ; False if the result is not finite: a number met the zeros around an image."""
+    return _add_up(team, workers, ONE, grad, x, Geometry(stride, padding, dilation), out)
+
+
+@inner
+def _add_up(team, workers, strips, grad, x, geometry, out):
     flat, others = out.reshape(-1), np.zeros((workers - 1, out.size), out.dtype)
     clear(flat, 0, flat.size)
-    each_worker(team, workers, _correlate, (grad, x, out, Geometry(stride, padding, dilation), flat, others))
+    each_worker(team, workers, _correlate, (strips, grad, x, out, geometry, flat, others))
     for i in range(workers - 1):
         for k in range(flat.size):
             flat[k] += others[i, k]
@@ -124,7 +136,8 @@ def conv2d_grad_weight(team, workers, grad, x, stride, padding, dilation, out):
 
 
 @inner
-def _correlate(worker, workers, grad, x, weight, geometry, flat, others):
+def _correlate(worker, workers, strips, grad, x, weight, geometry, flat, others):
+    """The worker's part of ∂W; by dot products if strips is None, which Numba knows as it compiles."""
     total = flat if worker == 0 or x.shape[0] < workers else others[worker - 1]
     N, C_out, H_out, W_out = grad.shape
     C_group, pixels = weight.shape[1], H_out * W_out
@@ -136,7 +149,6 @@ def _correlate(worker, workers, grad, x, weight, geometry, flat, others):
     at_once, lines = blocking(images[1] - images[0], H_out, W_out, LONG_SUM)
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
-    strips = F >= MANY_FILTERS
     nothing, work = np.empty(0, x.dtype), workspace(x)
     for g in range(groups):
         result = total[g * F * K :]
@@ -147,7 +159,7 @@ def _correlate(worker, workers, grad, x, weight, geometry, flat, others):
                 shift_images(x, first, count, (g * C_group, (g + 1) * C_group), line, geometry.stride, planes, block)
                 runs = Runs(count, min(lines, H_out - top) * W_out, C_out * pixels, plane_size(planes))
                 rows_at = steps(F, (first * C_out + g * F) * pixels + top * W_out, pixels)
-                if strips:
+                if strips is not None:
                     places = _side_by_side(runs)
                     a = Factor(grad.reshape(-1)[rows_at[0] :], places, pixels, F)
                     b = Operand(block, offsets, Places(runs.length, plane_size(planes)), ONE)

@@ -11,6 +11,7 @@ from jitconv.variants.tiled.conv2d import layout, tap_offsets
 from jitconv.variants.tiled.pooling import pool_lines, put_largest, side_by_side
 from jitconv.variants.tiled.product import (
     NONE,
+    ONE,
     SHORT_BLOCK,
     Operand,
     Places,
@@ -39,6 +40,22 @@ TALLEST = ROWS * VECTORS // WINDOW
 HEIGHTS = (*(rows for rows in (1, 2, 4) if rows < TALLEST), TALLEST)  # of a tile of windows
 
 
+def short_conv2d_max_pool2d(
+    team, workers, x, weight, bias, stride, padding, dilation, conv_size,
+    kernel_size, pool_stride, pool_padding, pool_dilation, out, indices,
+):  # fmt: skip
+    """z = W · (shifted images) + b, out = max over the windows of z; False for long sums, and what the other leaves.
+
+    conv_size: (H, W) of z.
+    """
+    pooling, taps = (kernel_size, pool_stride, pool_padding, pool_dilation), weight.shape[1:]
+    if not 0 < taps[0] * taps[1] * taps[2] <= SHORT_BLOCK or not _takes(pooling, conv_size, weight, out):
+        return False
+    geometry = Geometry(stride, padding, dilation)
+    each_worker(team, workers, _windows_in_registers, (x, weight, bias, geometry, conv_size[1], out, indices))
+    return True
+
+
 def conv2d_max_pool2d(
     team, workers, x, weight, bias, stride, padding, dilation, conv_size,
     kernel_size, pool_stride, pool_padding, pool_dilation, out, indices,
@@ -47,31 +64,32 @@ def conv2d_max_pool2d(
 
     conv_size: (H, W) of z.
     """
-    whole = 2 * out.shape[2] <= conv_size[0] and 2 * out.shape[3] <= conv_size[1]
-    if not whole or not side_by_side(kernel_size, pool_stride, pool_padding, pool_dilation) or not finite(weight):
+    if not _takes((kernel_size, pool_stride, pool_padding, pool_dilation), conv_size, weight, out):
         return False
-    C_out, geometry = weight.shape[0], Geometry(stride, padding, dilation)
-    kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)
-    arguments = x, weight, kernels, bias, geometry, conv_size[1], out, indices
-    if 0 < kernels.offsets.size <= SHORT_BLOCK:
-        each_worker(team, workers, _windows_in_registers, arguments)
-    else:
-        each_worker(team, workers, _windows_in_cache, arguments)
+    geometry = Geometry(stride, padding, dilation)
+    each_worker(team, workers, _windows_in_cache, (x, weight, bias, geometry, conv_size[1], out, indices))
     return True
 
 
 @inner
-def _windows_in_registers(worker, workers, x, weight, kernels, bias, geometry, W, out, indices):
+def _takes(pooling, conv_size, weight, out):
+    """Whether windows are side by side and whole, and no weight would meet the zeros around an image wrongly."""
+    whole = 2 * out.shape[2] <= conv_size[0] and 2 * out.shape[3] <= conv_size[1]
+    return whole and side_by_side(*pooling) and finite(weight)
+
+
+@inner
+def _windows_in_registers(worker, workers, x, weight, bias, geometry, W, out, indices):
     """For sums so short that pooling would take as long: a tile holds the four numbers of its windows apart.
 
     Each of the four is a convolution with twice the stride, begun a line or a column later.
     """
     N, C_out, H_out, W_out = out.shape
-    C_group = weight.shape[1]
+    C_group, kernels = weight.shape[1], factor(weight.reshape(-1), C_out, weight.size // C_out)
     groups = x.shape[1] // C_group
     F = C_out // groups
     images, filters = shares(worker, workers, N, F, TALLEST)
-    _, rows = blocking(1, H_out, WINDOW * W_out, AT_ONCE)
+    _, rows = blocking(ONE, H_out, WINDOW * W_out, AT_ONCE)
     planes, starts = _window_planes(weight, geometry, rows, W_out)
     block, ones = np.empty(total_size(C_group, planes, x), x.dtype), np.ones(WINDOW * lanes(x), x.dtype)
     target, places, windows = out.reshape(-1), indices.reshape(-1), H_out * W_out
@@ -84,7 +102,7 @@ def _windows_in_registers(worker, workers, x, weight, kernels, bias, geometry, W
         start, channels = bias[g * F : (g + 1) * F], (g * C_group, (g + 1) * C_group)
         for n in range(images[0], images[1]):
             for top in range(0, H_out, rows):
-                shift_images(x, n, 1, channels, top * step[0] - geometry.padding[0], step, planes, block)
+                shift_images(x, n, ONE, channels, top * step[0] - geometry.padding[0], step, planes, block)
                 begin, end = top * W_out, min(top + rows, H_out) * W_out
                 for window in range(begin, end, lanes(x)):
                     at = window, ((n * C_out) + g * F) * windows + window, min(lanes(x), end - window)
@@ -96,9 +114,7 @@ def _windows_in_registers(worker, workers, x, weight, kernels, bias, geometry, W
                                 a = offsets[k] + m * pitch
                                 tile = outer_of(tile, numbers, a, pitch, block, starts, k * WINDOW, window - begin)
                             tile = outer(tile, start, m, 1, ones, 0, None)
-                            put_largest(
-                                tile, firsts, at[0], W, target, at[1] + m * windows, windows, places, at[2]
-                            )
+                            put_largest(tile, firsts, at[0], W, target, at[1] + m * windows, windows, places, at[2])
                             m += height
 
 
@@ -132,10 +148,10 @@ def _window_planes(weight, geometry, rows, width):
 
 
 @inner
-def _windows_in_cache(worker, workers, x, weight, kernels, bias, geometry, W, out, indices):
+def _windows_in_cache(worker, workers, x, weight, bias, geometry, W, out, indices):
     """Lines of windows, two lines of z each, which are pooled where the product leaves them."""
     N, C_out, H_out, W_out = out.shape
-    C_group = weight.shape[1]
+    C_group, kernels = weight.shape[1], factor(weight.reshape(-1), C_out, weight.size // C_out)
     groups, results = x.shape[1] // C_group, (out.reshape(-1), indices.reshape(-1), W_out)
     F = C_out // groups
     images, filters = shares(worker, workers, N, F, ROWS)

@@ -123,15 +123,9 @@ def linear(team, workers, relu, x, weight, bias, out):
         each_worker(team, workers, by_images, (relu, factor(x.reshape(-1), N, I), weight, out))
 
 
-def linear_grad_input(team, workers, grad, weight, out):
-    """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
-    N, O = grad.shape
-    grads, start = factor(grad.reshape(-1), N, O), np.zeros(N, out.dtype)
-    each_worker(team, workers, multiply, (grads, operand(weight, NONE), out, start))
-
-
-def linear_grad_weight(team, workers, grad, x, out):
-    """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
-    N, O = grad.shape
-    grads, start = Factor(grad.reshape(-1), rows_of(grad), ONE, O), np.zeros(O, out.dtype)
-    each_worker(team, workers, multiply, (grads, operand(x, NONE), out, start))
+def linear_gradient(team, workers, of_weight, grad, other, out):
+    """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i], or with `of_weight` ∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
+    (N, O), flat = grad.shape, grad.reshape(-1)
+    grads = Factor(flat, rows_of(grad), ONE, O) if of_weight else factor(flat, N, O)
+    start = np.zeros(out.shape[0], out.dtype)
+    each_worker(team, workers, multiply, (grads, operand(other, NONE), out, start))

@@ -87,9 +87,7 @@ def put_largest(typing, tile, firsts, p, W, out, o, pitch, indices, n):
             _store_indices(emit, index, emit.at(indices, indices_value, place), n_value)
         return context.get_dummy_value()
 
-    return types.void(
-        tile, firsts, types.intp, types.intp, out, types.intp, types.intp, indices, types.intp
-    ), code
+    return types.void(tile, firsts, types.intp, types.intp, out, types.intp, types.intp, indices, types.intp), code
 
 
 @intrinsic

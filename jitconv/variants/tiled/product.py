@@ -15,8 +15,8 @@ from numba import literal_unroll
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, plus, put, turn, zeros
 
-SHORT_BLOCK, LONG_BLOCK = 64, 128  # terms of a sum that are added up on their own: it bounds the rounding error,
-FEW_BLOCKS = 3  # which evens out over more blocks than these
+SHORT_BLOCK, LONG_BLOCK = np.int64(64), np.int64(128)  # terms of a sum that are added up on their own: it bounds
+FEW_BLOCKS = 3  # the rounding error, which evens out over more blocks than these
 CHUNK = 512  # terms of a sum, whole blocks, after which C is written
 WIDTH = 256  # columns of C that are finished before the next ones
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
@@ -167,7 +167,9 @@ def finite(array):
         total = outer(total, zero, 0, 1, numbers, i, None)
     total = outer(total, zero, 0, 1, numbers, whole, numbers.size - whole)
     put(total, zero, 0, step, None)
-    return zero.sum() == 0
+    for left in zero[1:]:
+        zero[0] += left
+    return zero[0] == 0
 
 
 @inner
@@ -233,7 +235,7 @@ def _copy_strips(b, terms, columns, copies):
         strip, offsets = strips[(j - columns[0]) * CHUNK :], b.offsets[j : min(j + step, columns[1])]
         for k in range(terms[0], terms[1], LONG_BLOCK):
             depth = min(LONG_BLOCK, terms[1] - k)
-            count = _pieces(b.places, (k, k + depth), LONG_BLOCK, 0, pieces)
+            count = _pieces(b.places, (k, k + depth), LONG_BLOCK, NONE, pieces)
             _gather(b.numbers, offsets, pieces[:count], spare, LONG_BLOCK)
             turn_matrix(spare, offsets.size, depth, LONG_BLOCK, strip[(k - terms[0]) * step :], step)
 
