@@ -45,6 +45,7 @@ class Call:
         names = op.arguments[: op.tensors]
         self.op, self.variant, self.tensors = op, variant, op.tensors
         self.single = len(op.results) == 1  # or the first result is all that is wanted
+        self.lean: Call | None = None  # what is called instead where no gradient is wanted
         self.gradients: dict[Hashable, Plan | None] = {}
         self.kept = op.kept(args)
         self.constants = [tuple(c) if isinstance(c, list) else c for c in constants[: op.kernel_arguments - op.tensors]]
@@ -72,8 +73,20 @@ class Call:
         """Return the result, or the tuple of results, with its gradient if somebody may ask for it."""
         if (torch.is_grad_enabled() and _any_requires_grad(*tensors)) or forward_ad._current_level >= 0:
             return _apply(self, *tensors)
-        outs = self.run(tensors)
+        outs = (self.lean or self).run(tensors)
         return outs[0] if self.single else tuple(outs)
+
+    def of_first(self) -> "Call":
+        """Return the call of which only the first result is wanted: the last is not kept where no gradient needs it."""
+        call = copy.copy(self)
+        call.single = True
+        if self.arrays and getattr(self.variant.ops.get(self.op.name), "leaves_out", False):
+            call.lean = lean = copy.copy(call)
+            *first, last = self.prototypes
+            nothing = (0,) * last.dim()
+            lean.prototypes = [*first, last.new_empty(nothing)]
+            lean.seen = [*self.seen[:-1], (nothing, self.seen[-1][1], memory_of(0))]
+        return call
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """Return all results, without a gradient."""
@@ -271,9 +284,7 @@ def _straight(made: list[Any], given: Sequence[Any], result: Any) -> Call | View
     if len(tensors) > len(given) or not all(map(operator.is_, tensors, given)):
         return None
     if type(results) is tuple and result is results[0]:
-        call = copy.copy(call)
-        call.single = True
-        return call
+        return call.of_first()
     return call if result is results else None
 
 

@@ -32,6 +32,19 @@ def test_straight_calls_are_remembered_and_others_are_not() -> None:
     assert known("relu") == []
 
 
+@pytest.mark.parametrize("options", [(2,), (3, 2, 1), (2, None, 0, 1, True)], ids=str)
+def test_indices_are_kept_where_a_gradient_needs_them(options: tuple[object, ...]) -> None:
+    image = torch.randn(2, 3, 7, 9)
+    leaf, theirs = image.clone().requires_grad_(), image.clone().requires_grad_()
+    result = torch_functional.max_pool2d(theirs, *options)
+    assert torch.equal(twice("max_pool2d", image, *options), result)
+    out = F.max_pool2d(leaf, *options)
+    assert torch.equal(F.max_pool2d(image, *options), out)
+    grad = torch.randn_like(out)
+    ours, expected = torch.autograd.grad(out, leaf, grad)[0], torch.autograd.grad(result, theirs, grad)[0]
+    torch.testing.assert_close(ours, expected)
+
+
 def test_a_view_is_remembered_as_an_op_is() -> None:
     variants.get("jit-tiled").calls.clear()
     for _ in range(2):

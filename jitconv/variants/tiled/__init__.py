@@ -27,6 +27,8 @@ class Tiled(Kernel):
     number that is not finite met zeros that are not part of the sum.
     """
 
+    leaves_out = False  # the last result, where it is given an array of no size for it
+
     def __init__(self, driver: Any, plain: Callable[..., None], *options: Any) -> None:
         kernel = _compiled(driver)
         super().__init__(kernel, kernel)
@@ -42,12 +44,24 @@ class Tiled(Kernel):
             self.plain(*args)
 
 
+class Pooling(Tiled):
+    """A driver that need not keep the indices, and loops that always do."""
+
+    leaves_out = True
+
+    def __init__(self, driver: Any, plain: Callable[..., None]) -> None:
+        def run(*args: Any) -> None:
+            *others, out, indices = args
+            plain(*others, out, indices if indices.size > 0 else np.empty(out.shape, np.int64))
+
+        super().__init__(driver, run)
+
+
 _compiled = functools.cache(njit)  # once, whatever the options that ops give a driver
 
 
 _drivers = (
     phases.conv2d_grad_input,
-    pooling.max_pool2d,
     pooling.max_pool2d_grad_input,
     softmax.softmax,
     softmax.softmax_grad_input,
@@ -94,7 +108,8 @@ _ops["conv2d_grad_weight"] = Tiled(
 )
 _ops["linear_grad_input"] = Tiled(linear.linear_gradient, _plain["linear_grad_input"], False)
 _ops["linear_grad_weight"] = Tiled(linear.linear_gradient, _plain["linear_grad_weight"], True)
-_ops["conv2d_max_pool2d"] = Tiled(fused.short_conv2d_max_pool2d, Tiled(fused.conv2d_max_pool2d, _in_turn))
+_ops["max_pool2d"] = Pooling(pooling.max_pool2d, _plain["max_pool2d"])
+_ops["conv2d_max_pool2d"] = Pooling(fused.short_conv2d_max_pool2d, Pooling(fused.conv2d_max_pool2d, _in_turn))
 _ops["reduced_cross_entropy"] = Tiled(softmax.reduced_cross_entropy, _refuse)
 _ops["reduced_cross_entropy_grad_input"] = Tiled(
     softmax.reduced_cross_entropy_grad_input, lambda grad, *args: _refuse(*args)

@@ -8,7 +8,7 @@ from numba import literal_unroll
 
 from jitconv.variants.simd import ROWS, VECTORS, lanes, outer, outer_of, zeros
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
-from jitconv.variants.tiled.pooling import pool_lines, put_largest, side_by_side
+from jitconv.variants.tiled.pooling import pool_lines, put_largest, results_of, side_by_side
 from jitconv.variants.tiled.product import (
     NONE,
     ONE,
@@ -92,7 +92,7 @@ def _windows_in_registers(worker, workers, x, weight, bias, geometry, W, out, in
     _, rows = blocking(ONE, H_out, WINDOW * W_out, AT_ONCE)
     planes, starts = _window_planes(weight, geometry, rows, W_out)
     block, ones = np.empty(total_size(C_group, planes, x), x.dtype), np.ones(WINDOW * lanes(x), x.dtype)
-    target, places, windows = out.reshape(-1), indices.reshape(-1), H_out * W_out
+    (maxima, places, kept, _), windows = results_of(out, indices), H_out * W_out
     firsts = np.zeros(windows + lanes(x), np.int64)
     for window in range(windows):
         firsts[window] = 2 * (window // W_out * W + window % W_out)
@@ -105,7 +105,7 @@ def _windows_in_registers(worker, workers, x, weight, bias, geometry, W, out, in
                 shift_images(x, n, ONE, channels, top * step[0] - geometry.padding[0], step, planes, block)
                 begin, end = top * W_out, min(top + rows, H_out) * W_out
                 for window in range(begin, end, lanes(x)):
-                    at = window, ((n * C_out) + g * F) * windows + window, min(lanes(x), end - window)
+                    count = min(lanes(x), end - window)
                     m = filters[0]
                     for height in literal_unroll(HEIGHTS[::-1]):
                         while m + height <= filters[1]:
@@ -114,7 +114,9 @@ def _windows_in_registers(worker, workers, x, weight, bias, geometry, W, out, in
                                 a = offsets[k] + m * pitch
                                 tile = outer_of(tile, numbers, a, pitch, block, starts, k * WINDOW, window - begin)
                             tile = outer(tile, start, m, 1, ones, 0, None)
-                            put_largest(tile, firsts, at[0], W, target, at[1] + m * windows, windows, places, at[2])
+                            o = (n * C_out + g * F + m) * windows + window
+                            p, places_pitch = o * kept, windows * kept
+                            put_largest(tile, firsts, window, W, maxima, o, windows, places, p, places_pitch, count)
                             m += height
 
 
@@ -152,7 +154,7 @@ def _windows_in_cache(worker, workers, x, weight, bias, geometry, W, out, indice
     """Lines of windows, two lines of z each, which are pooled where the product leaves them."""
     N, C_out, H_out, W_out = out.shape
     C_group, kernels = weight.shape[1], factor(weight.reshape(-1), C_out, weight.size // C_out)
-    groups, results = x.shape[1] // C_group, (out.reshape(-1), indices.reshape(-1), W_out)
+    groups, results = x.shape[1] // C_group, results_of(out, indices)
     F = C_out // groups
     images, filters = shares(worker, workers, N, F, ROWS)
     at_once, rows = blocking(images[1] - images[0], H_out, 2 * W, AT_ONCE)

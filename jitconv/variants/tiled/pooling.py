@@ -3,12 +3,15 @@
 All are bound by memory, which they pass through once. Other windows are left to the plain loops.
 """
 
+from typing import Any, NamedTuple
+
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from jitconv.variants.simd import INDEX, INT, Code, Tile, lanes
-from jitconv.variants.tiled.product import ONE, clear, inner, share
+from jitconv.variants.tiled.product import NONE, ONE, clear, inner, share
 from jitconv.variants.tiled.workers import each_worker
 
 
@@ -38,8 +41,8 @@ def _store_indices(emit, index, address, n):
 
 
 @intrinsic
-def max_2x2(typing, x, i, W, first, out, o, indices, n):
-    """out[o + v], indices[o + v]: the largest of x[i + 2v], x[i + 2v + 1] and the two below, and where in its plane.
+def max_2x2(typing, x, i, W, first, out, o, indices, p, n):
+    """out[o + v], indices[p + v]: the largest of x[i + 2v], x[i + 2v + 1] and the two below, and where in its plane.
 
     W is the width of a line, `first` the index of x[i] in the plane.
     """
@@ -47,7 +50,7 @@ def max_2x2(typing, x, i, W, first, out, o, indices, n):
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        x_value, i_value, W_value, first_value, out_value, o_value, indices_value, n_value = args
+        x_value, i_value, W_value, first_value, out_value, o_value, indices_value, p_value, n_value = args
         lanes, count = tile.lanes, builder.mul(n_value, ir.Constant(INDEX, 2))
 
         def line(start):
@@ -59,35 +62,37 @@ def max_2x2(typing, x, i, W, first, out, o, indices, n):
         values = line(i_value) + line(builder.add(i_value, W_value))
         best, index = _largest(emit, values, _distances(emit, W_value), place)
         emit.store(best, emit.at(out, out_value, o_value), n_value)
-        _store_indices(emit, index, emit.at(indices, indices_value, o_value), n_value)
+        _store_indices(emit, index, emit.at(indices, indices_value, p_value), n_value)
         return context.get_dummy_value()
 
-    return types.void(x, types.intp, types.intp, types.intp, out, types.intp, indices, types.intp), code
+    return types.void(x, *(types.intp,) * 3, out, types.intp, indices, types.intp, types.intp), code
 
 
 @intrinsic
-def put_largest(typing, tile, firsts, p, W, out, o, pitch, indices, n):
-    """out[o + r·pitch + v], indices[o + r·pitch + v]: the largest of tile[r, 0 … 3], lane by lane, and its index.
+def put_largest(typing, tile, firsts, w, W, out, o, pitch, indices, p, indices_pitch, n):
+    """out[o + r·pitch + v], indices[p + r·indices_pitch + v]: the largest of tile[r, 0 … 3], lane by lane, and where.
 
-    The registers hold the four numbers of windows of 2×2; firsts[p + v] is the index of the first, W a line's width.
+    The registers hold the four numbers of windows of 2×2; firsts[w + v] is the index of the first, W a line's width.
     """
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        total, firsts_value, p_value, W_value, out_value, o_value, pitch_value, indices_value, n_value = args
-        where = ir.VectorType(INDEX, tile.lanes)
-        first = builder.load(builder.bitcast(emit.at(firsts, firsts_value, p_value), where.as_pointer()))
+        total, firsts_value, w_value, W_value, out_value, o_value, pitch_value = args[:7]
+        indices_value, p_value, indices_pitch_value, n_value = args[7:]
+        pointer = ir.VectorType(INDEX, tile.lanes).as_pointer()
+        first = builder.load(builder.bitcast(emit.at(firsts, firsts_value, w_value), pointer))
         first.align = 8
         distances = _distances(emit, W_value)
         for r in range(tile.rows):
-            place = builder.add(o_value, builder.mul(pitch_value, ir.Constant(INDEX, r)))
             values = [emit.get(total, r * tile.vectors + v) for v in range(tile.vectors)]
             best, index = _largest(emit, values, distances, first)
-            emit.store(best, emit.at(out, out_value, place), n_value)
-            _store_indices(emit, index, emit.at(indices, indices_value, place), n_value)
+            row, indices_row = (builder.mul(each, ir.Constant(INDEX, r)) for each in (pitch_value, indices_pitch_value))
+            emit.store(best, emit.at(out, out_value, o_value, row), n_value)
+            _store_indices(emit, index, emit.at(indices, indices_value, p_value, indices_row), n_value)
         return context.get_dummy_value()
 
-    return types.void(tile, firsts, types.intp, types.intp, out, types.intp, types.intp, indices, types.intp), code
+    numbers = (types.intp,) * 3
+    return types.void(tile, firsts, types.intp, types.intp, out, types.intp, types.intp, indices, *numbers), code
 
 
 @intrinsic
@@ -152,23 +157,37 @@ def max_pool2d(team, workers, x, kernel_size, stride, padding, dilation, out, in
 @inner
 def _windows(worker, workers, x, out, indices):
     H, W = x.shape[2:]
-    H_out, source, results = out.shape[2], x.reshape(-1), (out.reshape(-1), indices.reshape(-1), out.shape[3])
+    H_out, source, results = out.shape[2], x.reshape(-1), results_of(out, indices)
     begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
         pool_lines(source[plane * H * W :], H_out, W, 0, plane * H_out, results)
 
 
+class Results(NamedTuple):
+    """Where maxima go, and their indices if `kept` is 1; if it is 0, all to one place. W: how many are in a line."""
+
+    maxima: Any
+    indices: Any
+    kept: int
+    W: int
+
+
+@inner
+def results_of(out, indices):
+    """The results of a pooling, flat; indices of no size are not wanted."""
+    if indices.size > 0:
+        return Results(out.reshape(-1), indices.reshape(-1), ONE, out.shape[3])
+    return Results(out.reshape(-1), np.empty(lanes(out), np.int64), NONE, out.shape[3])
+
+
 @inner
 def pool_lines(z, rows, W, top, plane, results):
-    """Some lines of windows of z; the first is line `top` of a plane that begins at line `plane` of all planes.
-
-    results: all maxima, their indices, and how many are in a line.
-    """
-    target, places, W_out = results
+    """Some lines of windows of z; the first is line `top` of a plane that begins at line `plane` of all planes."""
+    maxima, indices, kept, W_out = results
     for row in range(rows):
         for col in range(0, W_out, lanes(z)):
             i, o = 2 * row * W + 2 * col, (plane + top + row) * W_out + col
-            max_2x2(z, i, W, 2 * top * W + i, target, o, places, W_out - col)
+            max_2x2(z, i, W, 2 * top * W + i, maxima, o, indices, o * kept, W_out - col)
 
 
 def max_pool2d_grad_input(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
