@@ -66,6 +66,20 @@ def test_rates_are_set_against_the_measured_peak(tmp_path: Path) -> None:
     assert "1e+03 GFLOP/s, 25 %" in page
 
 
+def test_goals_stand_beside_what_the_peak_allows(tmp_path: Path) -> None:
+    peak = row("machine", 1e-3, group="machine", layer="machine", quantity="peak", flops=4e9)
+    work = {"work": "fc1 2880→500, 64", "layer": "linear"}
+    times = row("jit-tiled", 4e-4, **work), row("torch", 5e-4, **work)
+    _, page = build(tmp_path, benchmarks(tmp_path, *times, peak))
+    line = page.partition("<td>linear 2880→500 forward, 64 images</td>")[2].partition("</tr>")[0]
+    cells = '<td class="words">torch</td><td>1.7 ×</td><td class="lost">1.25 ×</td><td>2.02 ×</td>'
+    assert line == cells  # at 4e9 operations in the best round, 0.99 ms, 1e9 take 0.2475 ms
+    times = row("jit-tiled", 2.6e-4, **work), row("torch", 4e-4, **work)
+    _, page = build(tmp_path, benchmarks(tmp_path, *times, peak))
+    line = page.partition("<td>linear 2880→500 forward, 64 images</td>")[2].partition("</tr>")[0]
+    assert line.endswith('<td class="lost">1.54 ×</td><td class="lost">1.62 ×</td>')
+
+
 def test_a_gpu_has_three_times(tmp_path: Path) -> None:
     gpu = {"group": "gpu", "device": "cuda", "end_to_end_seconds": [3e-3, 3e-3, 3e-3]}
     ours = row("cuda-tiled", 2e-4, kernel_seconds=[5e-5, 4e-5, 9e-5], **gpu)

@@ -1,6 +1,6 @@
 """What the study set out to reach, beside what was measured: ratios of two times of one run, or rates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,9 @@ import numpy as np
 from jitconv.report.findings import OURS, epoch_seconds
 from jitconv.report.read import Results, chosen, peak
 
-Measured = list[float]
+# Of each work what was measured, and what it would be if our multiply-adds ran at the peak and all else took no time.
+Measured = list[tuple[float, float]]
+UNKNOWN = (np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,21 @@ class Goal:
 
     def line(self, results: Results, lanes: list[int]) -> dict[str, Any]:
         """Return the goal with what was measured in each lane (the worst, where it is about several works)."""
-        better = max if self.unit == "s" else min
-        measured = [better(found, default=np.nan) for found in (self.measure(results, threads) for threads in lanes)]
+        worst = max if self.unit == "s" else min
+        measured = [worst(found, default=UNKNOWN) for found in (self.measure(results, threads) for threads in lanes)]
         return {
             "work": self.work,
             "against": self.against,
             "need": self._shown(self.need),
-            "lanes": [{"shown": self._shown(value), "missed": self._missed(value)} for value in measured],
+            "lanes": [
+                {
+                    "shown": self._shown(value),
+                    "missed": self._missed(value),
+                    "at_peak": self._shown(at_peak),
+                    "out_of_reach": self._missed(at_peak),
+                }
+                for value, at_peak in measured
+            ],
         }
 
     def _missed(self, value: float) -> bool:
@@ -51,6 +61,10 @@ def goals(results: Results) -> dict[str, Any]:
     return {"lanes": lanes, "lines": [goal.line(results, lanes) for goal in GOALS] if lanes else []}
 
 
+def _alone(values: Iterable[float]) -> Measured:
+    return [(value, np.nan) for value in values]
+
+
 def faster(other: str, **where: Any) -> Callable[[Results, int], Measured]:
     """Measure the other's times over ours."""
 
@@ -58,7 +72,8 @@ def faster(other: str, **where: Any) -> Callable[[Results, int], Measured]:
         rows = chosen(results.times, threads=threads, device="cpu", **where)
         ours, theirs = (rows[rows["variant"] == name] for name in (OURS, other))
         pairs = ours.merge(theirs, on=["work", "quantity"], suffixes=("", "_other"))
-        return list(pairs["seconds_other"] / pairs["seconds"])
+        least = (pairs["flops"] / peak(results.times, threads)).replace(0, np.nan)
+        return list(zip(pairs["seconds_other"] / pairs["seconds"], pairs["seconds_other"] / least, strict=True))
 
     return measure
 
@@ -68,7 +83,7 @@ def of_peak(**where: Any) -> Callable[[Results, int], Measured]:
 
     def measure(results: Results, threads: int) -> Measured:
         rows = chosen(results.times, variant=OURS, threads=threads, **where)
-        return list(rows["flops"] / rows["seconds"] / peak(results.times, threads))
+        return _alone(rows["flops"] / rows["seconds"] / peak(results.times, threads))
 
     return measure
 
@@ -81,7 +96,7 @@ def cores(**where: Any) -> Callable[[Results, int], Measured]:
         rows = rows[rows["batch"] >= 64]
         one, several = rows[rows["threads"] == 1], rows[rows["threads"] == threads]
         pairs = one.merge(several, on=["work", "quantity"], suffixes=("", "_several"))
-        return list(pairs["seconds"] / pairs["seconds_several"]) if threads > 1 else []
+        return _alone(pairs["seconds"] / pairs["seconds_several"]) if threads > 1 else []
 
     return measure
 
@@ -89,7 +104,7 @@ def cores(**where: Any) -> Callable[[Results, int], Measured]:
 def first_call(column: str) -> Callable[[Results, int], Measured]:
     """Measure the seconds of the first training step in a new process."""
     where = {"group": "compiling", "variant": OURS}
-    return lambda results, threads: list(chosen(results.times, threads=threads, **where)[column])
+    return lambda results, threads: _alone(chosen(results.times, threads=threads, **where)[column])
 
 
 def epoch(results: Results, threads: int) -> Measured:
@@ -99,7 +114,7 @@ def epoch(results: Results, threads: int) -> Measured:
         for run in results.trainings
         if run["config"]["device"] == "cpu" and (run["config"]["threads"] or run["machine"]["torch_threads"]) == threads
     }
-    return [by_variant["torch"] / by_variant[OURS]] if {"torch", OURS} <= by_variant.keys() else []
+    return _alone([by_variant["torch"] / by_variant[OURS]] if {"torch", OURS} <= by_variant.keys() else [])
 
 
 def _network(batch: int) -> dict[str, Any]:
