@@ -1,13 +1,17 @@
 """What a call costs before it computes anything: every layer on the smallest input, forward where gradients are wanted.
 
-For comparison: a torch.autograd.Function in Python that computes nothing costs twice what all of torch's relu does.
+Beside them a torch.autograd.Function that computes nothing: what a layer in Python takes when its kernel, its checks and
+the way to it take no time.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.measure import measure_layer
+from benchmarks.measure import measure, measure_layer
 from benchmarks.rows import Row, over_variants
 from jitconv.cases import Case
 
@@ -23,19 +27,35 @@ CASES = (
 )
 
 
+NOTHING = "a Function that computes nothing"
+
+
+class Nothing(torch.autograd.Function):
+    """Give an empty result of a shape and keep the input, as the cheapest layer would."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: tuple[int, ...], *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(tensors[0])
+        return tensors[0].new_empty(shape)
+
+
 def rows(full: bool) -> list[Row]:
-    return [
-        row
-        for case in CASES
-        for row in over_variants(
-            Row(
-                group="overhead", work=f"{case.name}, tiny", layer=case.layer, quantity="call", variant="", threads=1,
-                batch=case.arrays["input"][0], case=case,
-            ),
-            skip=("interpreted", "interpreted-numpy"),
-        )
-    ]  # fmt: skip
+    return [row for case in CASES for row in rows_of(case)]
+
+
+def rows_of(case: Case) -> Iterator[Row]:
+    row = Row(
+        group="overhead", work=f"{case.name}, tiny", layer=case.layer, quantity="call", variant=NOTHING, threads=1,
+        batch=case.arrays["input"][0], case=case,
+    )  # fmt: skip
+    yield row
+    yield from over_variants(row, skip=("interpreted", "interpreted-numpy"))
 
 
 def test_overhead(benchmark: Any, row: Row, again: int) -> None:
-    measure_layer(benchmark, row)
+    assert row.case is not None
+    if row.variant == NOTHING:
+        leaves = [torch.randn(shape).requires_grad_() for shape in row.case.arrays.values()]
+        measure(benchmark, row, partial(Nothing.apply, (2, 4), *leaves))
+    else:
+        measure_layer(benchmark, row)

@@ -144,6 +144,7 @@ GOALS = (
     Goal("training step, 64 images", "torch", 3, faster("torch", **STEP)),
     Goal("training step, 64 images", "torch.compile", 2, faster("torch.compile", **STEP)),
     Goal("training step, 64 images", "JAX", 3, faster("jax", **STEP)),
+    Goal("a layer's call on the smallest input", "torch", 0.5, faster("torch", group="overhead")),
     Goal("an epoch of training", "torch", 3, epoch),
     Goal("network forward, 64 images and more", "one core", 1.8, cores(group="network", quantity="forward")),
     Goal("first training step, nothing compiled", "—", 20, first_call("cold_seconds"), "s"),
