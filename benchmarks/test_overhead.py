@@ -1,7 +1,7 @@
 """What a call costs before it computes anything: every layer on the smallest input, forward where gradients are wanted.
 
-Beside them a torch.autograd.Function that computes nothing: what a layer in Python takes when its kernel, its checks and
-the way to it take no time.
+Beside them a torch.autograd.Function that computes nothing: what a layer in Python takes when its kernel, its checks
+and the way to it take no time.
 """
 
 from collections.abc import Iterator
