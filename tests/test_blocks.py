@@ -1,9 +1,11 @@
 """Shapes that fill the tiled kernels' blocks and cross them: long sums, many rows, rows that lie whole pages apart."""
 
+from math import inf, nan
+
 import pytest
 import torch
 
-from jitconv.cases import Case, conv2d, linear
+from jitconv.cases import Case, conv2d, linear, sprinkled
 from jitconv.verify import check
 
 CASES = (
@@ -16,6 +18,14 @@ CASES = (
     conv2d("planes whole pages apart", (1, 8, 32, 32), (200, 8, 3, 3), padding=1),
     conv2d("filters whole pages apart", (2, 512, 5, 6), (140, 512, 1, 1)),
     conv2d("bands of lines", (1, 3, 70, 66), (14, 3, 5, 5), padding=2),
+    conv2d("taps left out", (9, 64, 7, 7), (70, 64, 3, 3), padding=1),
+    conv2d("taps left out, several parts of a batch", (35, 65, 5, 4), (64, 65, 3, 3), padding=1),
+    conv2d("taps left out, some filters for each chunk", (16, 130, 8, 9), (64, 130, 3, 3), padding=1),
+    conv2d("taps left out, dilation", (5, 64, 6, 9), (150, 64, 3, 5), padding=(1, 3), dilation=(2, 1)),
+    conv2d("taps left out, groups", (8, 130, 6, 5), (140, 65, 3, 3), padding=2, groups=2),
+    conv2d("taps left out, even kernels of thin images", (17, 64, 1, 5), (64, 64, 2, 4), padding=(1, 2)),
+    conv2d("taps left out, all of them", (8, 64, 2, 2), (64, 64, 2, 2), padding=1, dilation=3),
+    conv2d("taps left out, not a number", (8, 64, 6, 7), (64, 64, 3, 3), padding=1, fill=sprinkled(nan, inf)),
     conv2d("many images, many taps", (13, 6, 12, 11), (10, 6, 5, 5)),
 )
 

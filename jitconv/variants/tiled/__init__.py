@@ -1,9 +1,9 @@
 """`jit-tiled`: kernels that keep a tile of the result in vector registers, on all cores.
 
 product.py and dots.py are the two ways to fill a tile; shifts.py lays images out for them. conv2d.py, phases.py (its
-gradient for the input), linear.py and pooling.py are the layers made of them; softmax.py stands on an exp of registers.
-workers.py shares all of them out to the cores. What is left, relu and the biases' gradients, is bound by memory
-already: `jit-parallel` computes them.
+gradient for the input), batches.py (both for small images), linear.py and pooling.py are the layers made of them;
+softmax.py stands on an exp of registers. workers.py shares all of them out to the cores. What is left, relu and the
+biases' gradients, is bound by memory already: `jit-parallel` computes them.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jitconv.shapes import class_indices
 from jitconv.variants import Variant, get
 from jitconv.variants.compiling import njit
 from jitconv.variants.threads import Kernel
-from jitconv.variants.tiled import conv2d, fused, linear, phases, pooling, softmax
+from jitconv.variants.tiled import batches, conv2d, fused, linear, phases, pooling, softmax
 from jitconv.variants.tiled.workers import ALONE, team
 
 
@@ -61,7 +61,6 @@ _compiled = functools.cache(njit)  # once, whatever the options that ops give a 
 
 
 _drivers = (
-    phases.conv2d_grad_input,
     pooling.max_pool2d_grad_input,
     softmax.softmax,
     softmax.softmax_grad_input,
@@ -85,9 +84,10 @@ def _and_relu(plain: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _driver in (conv2d.conv2d, linear.linear):
-    _name, _loops = _driver.__name__, _plain[_driver.__name__]
-    _ops |= {_name: Tiled(_driver, _loops, False), f"{_name}_relu": Tiled(_driver, _and_relu(_loops), True)}
+for _relu, _end in ((False, ""), (True, "_relu")):
+    _loops = {op: _and_relu(_plain[op]) if _relu else _plain[op] for op in ("conv2d", "linear")}
+    _ops[f"linear{_end}"] = Tiled(linear.linear, _loops["linear"], _relu)
+    _ops[f"conv2d{_end}"] = Tiled(conv2d.conv2d, Tiled(batches.conv2d, _loops["conv2d"], _relu), _relu)
 
 
 def _in_turn(x: Any, weight: Any, bias: Any, *args: Any) -> None:
@@ -105,6 +105,9 @@ def _refuse(logits: Any, target: Any, weight: Any, ignore_index: int, *rest: Any
 
 _ops["conv2d_grad_weight"] = Tiled(
     conv2d.few_conv2d_grad_weight, Tiled(conv2d.conv2d_grad_weight, _plain["conv2d_grad_weight"])
+)
+_ops["conv2d_grad_input"] = Tiled(
+    phases.conv2d_grad_input, Tiled(batches.conv2d_grad_input, _plain["conv2d_grad_input"])
 )
 _ops["linear_grad_input"] = Tiled(linear.linear_gradient, _plain["linear_grad_input"], False)
 _ops["linear_grad_weight"] = Tiled(linear.linear_gradient, _plain["linear_grad_weight"], True)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from jitconv.variants.simd import ROWS
+from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
     FEW_ROWS,
@@ -64,11 +65,11 @@ def tap_offsets(weight, geometry, planes):
 
 
 def conv2d(team, workers, relu, x, weight, bias, stride, padding, dilation, out):
-    """z = W · (shifted images) + b, with `relu` max(0, z); False if a weight is not finite.
+    """z = W · (shifted images) + b, with `relu` max(0, z); False for what suits batches.py, or a weight not finite.
 
-    It would meet the zeros around an image.
+    That would meet the zeros around an image.
     """
-    if not finite(weight):
+    if suits(x, weight, stride, padding, out.shape[2:]) or not finite(weight):
         return False
     C_out, geometry = weight.shape[0], Geometry(stride, padding, dilation)
     kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)

@@ -7,6 +7,7 @@ import numpy as np
 from numba import literal_unroll
 
 from jitconv.variants.simd import ROWS, VECTORS, lanes, outer, outer_of, zeros
+from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
 from jitconv.variants.tiled.pooling import pool_lines, put_largest, results_of, side_by_side
 from jitconv.variants.tiled.product import (
@@ -64,7 +65,8 @@ def conv2d_max_pool2d(
 
     conv_size: (H, W) of z.
     """
-    if not _takes((kernel_size, pool_stride, pool_padding, pool_dilation), conv_size, weight, out):
+    pooling = kernel_size, pool_stride, pool_padding, pool_dilation
+    if suits(x, weight, stride, padding, conv_size) or not _takes(pooling, conv_size, weight, out):
         return False
     geometry = Geometry(stride, padding, dilation)
     each_worker(team, workers, _windows_in_cache, (x, weight, bias, geometry, conv_size[1], out, indices))
