@@ -20,7 +20,7 @@ FEW_BLOCKS = 3  # the rounding error, which evens out over more blocks than thes
 CHUNK = 512  # terms of a sum, whole blocks, after which C is written
 WIDTH = 256  # columns of C that are finished before the next ones
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < ROWS), ROWS)  # of a tile
-HALF_PAGE, LINE = 2048, 64  # bytes; what lies whole half pages apart shares two sets of the first-level cache
+PAGE, LINE = 4096, 64  # bytes; what lies whole pages apart shares one set of the first-level cache
 FEW_ROWS = 128  # of A, up to which a strip is used too little to be worth its copy
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
 
@@ -73,7 +73,7 @@ class Sums(NamedTuple):
     """Room for the sums of a few rows of C between blocks of their terms, and for the rows of A."""
 
     kept: Any
-    near: Any  # rows of A that lie whole half pages apart, copied
+    near: Any  # rows of A that lie whole pages apart, copied
     in_turn: Any  # where their numbers lie
     ones: Any
 
@@ -287,7 +287,7 @@ def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, start, sums):
     """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the m of tiles of one height, in some tiles."""
     (kept, near, in_turn, ones), block, step = sums, block_of(a.offsets.size), VECTORS * lanes(c.numbers)
     a_rows, apart, count = a.offsets[terms[0] : terms[1]], False, terms[1] - terms[0]
-    if count > 0 and a.pitch * near.itemsize % HALF_PAGE == 0:
+    if count > 0 and a.pitch * near.itemsize % PAGE == 0:
         apart = a_rows[count - 1] - a_rows[0] == count - 1
     for m in range(m_range[0], m_range[1], height):
         numbers, places, row, pitch = a.numbers, a_rows, m * a.pitch, a.pitch
