@@ -150,7 +150,8 @@ def _correlate(worker, workers, strips, grad, x, weight, geometry, flat, others)
     at_once, lines = blocking(images[1] - images[0], H_out, W_out, LONG_SUM)
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
-    nothing, work = np.empty(0, x.dtype), workspace(x)
+    if strips is not None:
+        nothing, work = np.empty(0, x.dtype), workspace(x)
     for g in range(groups):
         result = total[g * F * K :]
         for first in range(images[0], images[1], at_once):
