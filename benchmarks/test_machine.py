@@ -11,7 +11,7 @@ from benchmarks.measure import measure
 from benchmarks.rows import LANES, Row
 from jitconv.variants import simd
 from jitconv.variants.compiling import njit
-from jitconv.variants.simd import ROWS, VECTORS
+from jitconv.variants.simd import MR, NR_VECTORS
 
 STEPS = 1 << 20
 BYTES = 1 << 28
@@ -19,10 +19,10 @@ BYTES = 1 << 28
 
 def _multiply_adds(a, b, out):
     """A full register tile, multiplied and added over and over by numbers in the first-level cache."""
-    tile = simd.zeros(b, ROWS, VECTORS)
+    tile = simd.zeros(b, MR, NR_VECTORS)
     for _ in range(STEPS):
-        tile = simd.outer(tile, a, 0, 1, b, 0, None)
-    simd.put(tile, out, 0, VECTORS * simd.lanes(b), None)
+        tile = simd.fma_outer(tile, a, 0, 1, b, 0, None)
+    simd.store(tile, out, 0, NR_VECTORS * simd.lanes(b), None)
 
 
 def _copy(source, target):
@@ -39,7 +39,7 @@ def _peak(a, b, out):
 
 
 def rows(full: bool) -> list[Row]:
-    tile = ROWS * VECTORS * simd.lanes_of(np.float32)
+    tile = MR * NR_VECTORS * simd.lanes_of(np.float32)
     peak = Row(
         group="machine", work="float32 multiply-adds", layer="machine", quantity="peak", variant="machine",
         threads=1, flops=2.0 * STEPS * tile,
@@ -60,7 +60,7 @@ def test_machine(benchmark: Any, row: Row, again: int) -> None:
     compiled = partial(njit, parallel=row.threads > 1, cache=False)
     if row.quantity == "peak":
         a, b = np.ones(64, np.float32), np.ones(64, np.float32)
-        out = np.zeros((row.threads, ROWS * 64), np.float32)
+        out = np.zeros((row.threads, MR * 64), np.float32)
         measure(benchmark, row, partial(compiled(_peak), a, b, out))
     else:
         source, target = np.ones(BYTES // 4, np.float32), np.ones(BYTES // 4, np.float32)

@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
         "cores": cores(),
         "cpu_features": [feature for feature in CPU_FEATURES if f"+{feature}" in simd.FEATURES],
         "numba_target": simd.TARGET,
-        "vector_bits": simd.WIDTH * 8,
+        "vector_bits": simd.REGISTER_BYTES * 8,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1) if psutil else None,
         "python": platform.python_version(),
         "versions": versions(),

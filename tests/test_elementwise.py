@@ -7,7 +7,7 @@ import pytest
 from numba import njit
 
 from jitconv.variants import simd
-from jitconv.variants.elementwise import everywhere, exp, highest, larger, load, log, store, total, width
+from jitconv.variants.elementwise import broadcast, exp, load, log, maximum, reduce_add, reduce_max, store, tile_size
 from jitconv.variants.simd import zeros
 
 DTYPES = ("float32", "float64")
@@ -18,14 +18,14 @@ LIMITS = {"float32": (-105.0, 89.0), "float64": (-747.0, 710.0)}
 @njit
 def _exp(x, out):
     like = zeros(x, 1, 2)
-    for i in range(0, x.size, width(like)):
+    for i in range(0, x.size, tile_size(like)):
         store(exp(load(like, x, i, x.size - i, 0)), out, i, x.size - i)
 
 
 @njit
 def _log(x, out):
     like = zeros(x, 1, 1)
-    for i in range(0, x.size, width(like)):
+    for i in range(0, x.size, tile_size(like)):
         store(log(load(like, x, i, x.size - i, 1)), out, i, x.size - i)
 
 
@@ -33,9 +33,9 @@ def _log(x, out):
 def _arithmetic(a, b, out, n):
     like = zeros(a, 1, REGISTERS)
     x, y = load(like, a, 1, n, -7), load(like, b, 0, n, 2)
-    store((x + y) * (x - y) / larger(everywhere(like, 3), y), out, 2, n)
-    store(highest(x), out, 2 + width(like), 1)
-    store(total(x), out, 3 + width(like), 1)
+    store((x + y) * (x - y) / maximum(broadcast(like, 3), y), out, 2, n)
+    store(reduce_max(x), out, 2 + tile_size(like), 1)
+    store(reduce_add(x), out, 3 + tile_size(like), 1)
 
 
 def errors(found: np.ndarray, exact: list[Decimal], floor: float = 0.0) -> np.ndarray:

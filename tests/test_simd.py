@@ -5,33 +5,45 @@ import pytest
 from numba import njit
 
 from jitconv.variants import simd
-from jitconv.variants.simd import ROWS, VECTORS, add, dots, lanes, move, outer, put, sums, turn, zeros
+from jitconv.variants.simd import (
+    MR,
+    NR_VECTORS,
+    accumulate,
+    copy_vector,
+    fma_dots,
+    fma_outer,
+    lanes,
+    reduce_lanes,
+    store,
+    transpose,
+    zeros,
+)
 
 DTYPES = ("float32", "float64")
 
 
 @njit
 def _outer(a, b, c, n, added):
-    tile = outer(zeros(c, ROWS, VECTORS), a, 1, 1, b, 2, n)
+    tile = fma_outer(zeros(c, MR, NR_VECTORS), a, 1, 1, b, 2, n)
     if added:
-        add(tile, c, 3, VECTORS * lanes(c) + 1, n)
+        accumulate(tile, c, 3, NR_VECTORS * lanes(c) + 1, n)
     else:
-        put(tile, c, 3, VECTORS * lanes(c) + 1, n)
+        store(tile, c, 3, NR_VECTORS * lanes(c) + 1, n)
 
 
 @njit
 def _dots(a, b, at, c, n):
-    sums(dots(zeros(a, 3, 3), a, at, b, at, 1, n), c)
+    reduce_lanes(fma_dots(zeros(a, 3, 3), a, at, b, at, 1, n), c)
 
 
 @njit
 def _move(a, c, n):
-    move(a, 1, c, 2, n)
+    copy_vector(a, 1, c, 2, n)
 
 
 @njit
 def _turn(a, b, rows, columns):
-    turn(a, 1, lanes(a) + 3, b, 2, lanes(a) + 1, rows, columns)
+    transpose(a, 1, lanes(a) + 3, b, 2, lanes(a) + 1, rows, columns)
 
 
 def numbers(count: int, dtype: str) -> np.ndarray:
@@ -42,12 +54,12 @@ def numbers(count: int, dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("share", [None, 0.0, 0.3, 0.6, 1.0])
 def test_outer_products(dtype: str, added: bool, share: float | None) -> None:
-    width = VECTORS * simd.lanes_of(dtype)
+    width = NR_VECTORS * simd.lanes_of(dtype)
     n = None if share is None else int(share * width)
-    a, b = numbers(ROWS + 1, dtype), numbers(width + 2, dtype)
-    c = numbers(3 + ROWS * (width + 1), dtype)
+    a, b = numbers(MR + 1, dtype), numbers(width + 2, dtype)
+    c = numbers(3 + MR * (width + 1), dtype)
     expected = c.copy()
-    inside = expected[3:].reshape(ROWS, width + 1)[:, : width if n is None else n]
+    inside = expected[3:].reshape(MR, width + 1)[:, : width if n is None else n]
     product = np.outer(a[1:], b[2:])[:, : inside.shape[1]]
     inside[...] = inside + product if added else product
     _outer(a, b, c, n, added)

@@ -1,13 +1,13 @@
-"""Arithmetic on a tile, lane by lane: + − · ÷, larger, exp and log, in njit code.
+"""Arithmetic on a tile, lane by lane: + − · ÷, maximum, exp and log, in njit code.
 
 `like` is a tile of the shape that is wanted, of one row; a lane's number is v.
 
-    width(like)                     how many numbers it holds
-    everywhere(like, value)         the value in every lane
+    tile_size(like)                 how many numbers it holds
+    broadcast(like, value)          the value in every lane
     load(like, array, i, n, fill)   array[i + v] for v < n, `fill` in the lanes from n on
     store(tile, array, i, n)        array[i + v] = tile[v] for v < n
-    larger(a, b)                    b where b > a, else a
-    highest(a), total(a)            the largest lane, and the sum of all lanes, in every lane
+    maximum(a, b)                   b where b > a, else a
+    reduce_max(a), reduce_add(a)    the largest lane, and the sum of all lanes, in every lane
     exp(a)                          e^a within 1 ulp, below the normal numbers too; 0 at −∞, ∞ at ∞, NaN at NaN
     log(a)                          log a for finite a ≥ 1: within 2 ulp, or 2 eps below 1; NaN at NaN
 
@@ -42,7 +42,7 @@ class _Lanes(Code):
         self.integer = ir.VectorType(ir.IntType(self.bits), tile.lanes)
 
     def vectors(self, value):
-        return [self.get(value, place) for place in range(len(self.tile.places))]
+        return [self.get(value, place) for place in range(len(self.tile.registers))]
 
     def result(self, vectors):
         value = ir.Constant(self.context.get_value_type(self.tile), ir.Undefined)
@@ -52,12 +52,12 @@ class _Lanes(Code):
 
     def branches(self, n):
         """Where n is no less than the tile's numbers, which needs no masks, and where it is."""
-        numbers = len(self.tile.places) * self.tile.lanes
+        numbers = len(self.tile.registers) * self.tile.lanes
         return self.builder.if_else(self.builder.icmp_signed(">=", n, ir.Constant(INDEX, numbers)), likely=True)
 
     def firsts(self):
         """The number of each register's first lane."""
-        return [place * self.tile.lanes for place in range(len(self.tile.places))]
+        return [place * self.tile.lanes for place in range(len(self.tile.registers))]
 
     def number(self, value):
         return ir.Constant(self.tile.vector, [value] * self.tile.lanes)
@@ -65,7 +65,7 @@ class _Lanes(Code):
     def whole(self, value):
         return ir.Constant(self.integer, [value] * self.tile.lanes)
 
-    def larger(self, a, b):
+    def maximum(self, a, b):
         return self.builder.select(self.builder.fcmp_ordered(">", b, a), b, a)
 
     def across(self, vectors, combine):
@@ -89,14 +89,14 @@ class _Lanes(Code):
         x = builder.select(builder.fcmp_ordered("<", x, self.number(low)), self.number(low), x)
         x = builder.select(builder.fcmp_ordered(">", x, self.number(high)), self.number(high), x)
         shift = self.number(1.5 * 2.0 ** MANTISSA[self.bits])  # a sum this large has k in its last bits
-        shifted = self.multiply_add(x, self.number(1 / math.log(2)), shift)
+        shifted = self.fma(x, self.number(1 / math.log(2)), shift)
         k = builder.fsub(shifted, shift)
         head = round(math.log(2) * 2.0 ** LN2_BITS[self.bits]) / 2.0 ** LN2_BITS[self.bits]
-        r = self.multiply_add(k, self.number(-head), x)
-        r = self.multiply_add(k, self.number(-(math.log(2) - head + LN2_END)), r)
+        r = self.fma(k, self.number(-head), x)
+        r = self.fma(k, self.number(-(math.log(2) - head + LN2_END)), r)
         power = self.number(1 / math.factorial(TERMS[self.bits]))
         for term in reversed(range(TERMS[self.bits])):
-            power = self.multiply_add(power, r, self.number(1 / math.factorial(term)))
+            power = self.fma(power, r, self.number(1 / math.factorial(term)))
         exponent = builder.sub(builder.bitcast(shifted, self.integer), builder.bitcast(shift, self.integer))
         half = builder.ashr(exponent, self.whole(1))
         power = builder.fmul(power, self.power_of_two(half))
@@ -115,18 +115,18 @@ class _Lanes(Code):
 
 
 @intrinsic
-def width(typing, like):
+def tile_size(typing, like):
     def code(context, builder, signature, args):
-        return ir.Constant(INDEX, len(like.places) * like.lanes)
+        return ir.Constant(INDEX, len(like.registers) * like.lanes)
 
     return types.intp(like), code
 
 
 @intrinsic
-def everywhere(typing, like, value):
+def broadcast(typing, like, value):
     def code(context, builder, signature, args):
         emit = _Lanes(context, builder, like)
-        return emit.result([emit.repeated(context.cast(builder, args[1], value, like.dtype))] * len(like.places))
+        return emit.result([emit.broadcast(context.cast(builder, args[1], value, like.dtype))] * len(like.registers))
 
     return like(like, value), code
 
@@ -136,14 +136,14 @@ def load(typing, like, array, i, n, fill):
     def code(context, builder, signature, args):
         emit = _Lanes(context, builder, like)
         _, array_value, i_value, n_value, fill_value = args
-        slots = [cgutils.alloca_once(builder, like.vector) for _ in like.places]
+        slots = [cgutils.alloca_once(builder, like.vector) for _ in like.registers]
         addresses = [emit.at(array, array_value, i_value, ir.Constant(INDEX, first)) for first in emit.firsts()]
         with emit.branches(n_value) as (whole, part):
             with whole:
                 for slot, address in zip(slots, addresses, strict=True):
                     builder.store(emit.load(address), slot)
             with part:
-                fills = emit.repeated(context.cast(builder, fill_value, fill, like.dtype))
+                fills = emit.broadcast(context.cast(builder, fill_value, fill, like.dtype))
                 for slot, address, first in zip(slots, addresses, emit.firsts(), strict=True):
                     loaded = emit.load(address, n_value, first)
                     builder.store(builder.select(emit.mask(n_value, first), loaded, fills), slot)
@@ -186,8 +186,8 @@ def _of_one(compute):
 
 exp = _of_one(lambda emit, vectors: [emit.exp(vector) for vector in vectors])
 log = _of_one(lambda emit, vectors: [emit.log(vector) for vector in vectors])
-highest = _of_one(lambda emit, vectors: emit.across(vectors, emit.larger))
-total = _of_one(lambda emit, vectors: emit.across(vectors, emit.builder.fadd))
+reduce_max = _of_one(lambda emit, vectors: emit.across(vectors, emit.maximum))
+reduce_add = _of_one(lambda emit, vectors: emit.across(vectors, emit.builder.fadd))
 
 
 def _of_two(compute):
@@ -201,8 +201,8 @@ def _of_two(compute):
 
 
 @intrinsic
-def larger(typing, a, b):
-    return a(a, b), _of_two(_Lanes.larger)
+def maximum(typing, a, b):
+    return a(a, b), _of_two(_Lanes.maximum)
 
 
 def _operator(symbol, instruction):

@@ -3,19 +3,20 @@
 LLVM is told to use vectors, instead of being trusted to find them; it turns them into AVX-512, AVX2, SSE or NEON
 instructions. A tile has rows × vectors registers, each of `lanes` numbers. Written as loops over its numbers:
 
-    tile = zeros(array, rows, vectors)                all 0; dtype from the array
-    tile = outer(tile, a, i, pitch, b, j, n)          tile[r, v] += a[i + r·pitch] · b[j + v]
-    tile = outer_of(tile, a, i, pitch, b, starts, s, j)
-                                                      tile[r, v] += a[i + r·pitch] · b[starts[s + v] + j …]
-    tile = dots(tile, a, rows_at, b, columns_at, p, n)
+    tile = zeros(array, rows, vectors)                 all 0; dtype from the array
+    tile = fma_outer(tile, a, i, ld, b, j, n)          tile[r, v] += a[i + r·ld] · b[j + v]
+    tile = fma_outer_gather(tile, a, i, ld, b, starts, s, j)
+                                                       tile[r, v] += a[i + r·ld] · b[starts[s + v] + j …]
+    tile = fma_dots(tile, a, rows_at, b, columns_at, p, n)
         tile[r, c][lane] += a[rows_at[r] + p + lane] · b[columns_at[c] + p + lane]
-    add(tile, c, i, pitch, n), put(tile, …)           c[i + r·pitch + v] += (or =) tile[r, v]
-    tile = plus(tile, c, i, pitch)                    tile[r, v] += c[i + r·pitch + v]
-    fetch(tile, c, i, pitch)                          bring what `add` or `put` will write into the cache
-    sums(tile, c)                                     c[r·vectors + v] = Σ_lane tile[r, v][lane]
-    move(a, i, b, j, n)                               b[j + v] = a[i + v], for one register
-    move_every_second(a, i, b, j, n)                  b[j + v] = a[i + 2v]
-    turn(a, i, pitch, b, j, b_pitch, rows, columns)   b[j + c·b_pitch + r] = a[i + r·pitch + c], one register square
+    tile = load_add(tile, c, i, ld)                    tile[r, v] += c[i + r·ld + v]
+    store(tile, c, i, ld, n)                           c[i + r·ld + v] = tile[r, v]
+    accumulate(tile, c, i, ld, n)                      c[i + r·ld + v] += tile[r, v]
+    prefetch(tile, c, i, ld)                           bring what `store` or `accumulate` will write into the cache
+    reduce_lanes(tile, c)                              c[r·vectors + v] = Σ_lane tile[r, v][lane]
+    copy_vector(a, i, b, j, n)                         b[j + v] = a[i + v], for one register
+    copy_every_second(a, i, b, j, n)                   b[j + v] = a[i + 2v]
+    transpose(a, i, ld, b, j, b_ld, rows, columns)     b[j + c·b_ld + r] = a[i + r·ld + c], one register square
 
 n: how many numbers to the right of a row's start may be touched, None for all. Nothing else is checked: an index
 outside its array reads or writes outside it.
@@ -33,9 +34,9 @@ from numba.extending import intrinsic, models, register_model
 _TRIPLE, TARGET, _features = cpu_target.target_context.codegen().magic_tuple()
 FEATURES = frozenset(_features.split(","))  # of the processor that Numba compiles for: NUMBA_CPU_NAME or this one
 
-WIDTH = 64 if "+avx512f" in FEATURES else 32 if "+avx2" in FEATURES else 16  # bytes in a register
-REGISTERS = 32 if WIDTH == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
-ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
+REGISTER_BYTES = 64 if "+avx512f" in FEATURES else 32 if "+avx2" in FEATURES else 16  # bytes in a register
+REGISTERS = 32 if REGISTER_BYTES == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
+MR, NR_VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
 DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
 
 INT, INDEX = ir.IntType(32), ir.IntType(64)
@@ -43,15 +44,15 @@ INT, INDEX = ir.IntType(32), ir.IntType(64)
 
 def lanes_of(dtype: Any) -> int:
     """Return how many numbers of a dtype one register holds."""
-    return WIDTH // np.dtype(dtype).itemsize
+    return REGISTER_BYTES // np.dtype(dtype).itemsize
 
 
 class Tile(types.Type):
     def __init__(self, dtype: types.Float, rows: int, vectors: int) -> None:
         self.dtype, self.rows, self.vectors = dtype, rows, vectors
-        self.lanes = WIDTH * 8 // dtype.bitwidth
+        self.lanes = REGISTER_BYTES * 8 // dtype.bitwidth
         self.vector = ir.VectorType(ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType(), self.lanes)
-        self.places = [(r, v) for r in range(rows) for v in range(vectors)]
+        self.registers = [(r, v) for r in range(rows) for v in range(vectors)]
         super().__init__(name=f"Tile({dtype}, {rows}, {vectors})")
 
 
@@ -87,9 +88,9 @@ class Code:
         stop = first + self.tile.lanes
         n = self.builder.select(self.builder.icmp_signed("<", n, ir.Constant(INDEX, stop)), n, ir.Constant(INDEX, stop))
         numbers = ir.Constant(ir.VectorType(INT, self.tile.lanes), list(range(first, stop)))
-        return self.builder.icmp_signed("<", numbers, self.repeated(self.builder.trunc(n, INT)))
+        return self.builder.icmp_signed("<", numbers, self.broadcast(self.builder.trunc(n, INT)))
 
-    def repeated(self, value):
+    def broadcast(self, value):
         vector = ir.VectorType(value.type, self.tile.lanes)
         one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(INT, 0))
         every = ir.Constant(ir.VectorType(INT, self.tile.lanes), None)
@@ -118,40 +119,40 @@ class Code:
         name = f"llvm.masked.store.{self.suffix}.p0"
         self.call(name, ir.VoidType(), value, pointer, ir.Constant(INT, align), self.mask(n, first))
 
-    def multiply_add(self, a, b, c):
+    def fma(self, a, b, c):
         return self.call(f"llvm.fmuladd.{self.suffix}", self.tile.vector, a, b, c)
 
     def swap(self, a, b, bit):
         """Exchange the lanes of `a` whose number has the bit with those of `b` that lack it.
 
-        Once for every bit, over all pairs of as many registers as they have lanes, this turns rows into columns.
+        Once for every bit, over all pairs of as many registers as they have lanes, this transposes them.
         """
         number, numbers = ir.VectorType(INT, self.tile.lanes), range(self.tile.lanes)
         lower = ir.Constant(number, [self.tile.lanes + i - bit if i & bit else i for i in numbers])
         upper = ir.Constant(number, [self.tile.lanes + i if i & bit else i + bit for i in numbers])
         return self.builder.shuffle_vector(a, b, lower), self.builder.shuffle_vector(a, b, upper)
 
-    def zipped(self, a, b):
-        """The lanes of `a` and `b` in turn, as two registers."""
+    def interleave(self, a, b):
+        """The lanes of `a` and `b` alternating, as two registers."""
         number, lanes = ir.VectorType(INT, self.tile.lanes), self.tile.lanes
         turns = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
         return [self.builder.shuffle_vector(a, b, ir.Constant(number, part)) for part in (turns[:lanes], turns[lanes:])]
 
-    def unzipped(self, a, b):
+    def deinterleave(self, a, b):
         """The lanes of `a` and then of `b` with even numbers, and those with odd ones, as two registers."""
         number, lanes = ir.VectorType(INT, self.tile.lanes), self.tile.lanes
         return [
             self.builder.shuffle_vector(a, b, ir.Constant(number, list(range(odd, 2 * lanes, 2)))) for odd in (0, 1)
         ]
 
-    def add_outer(self, total, address, pitch, row):
-        """The tile with the numbers at the address, a pitch apart, times the registers of a row added."""
+    def add_outer(self, total, address, ld, row):
+        """The tile with the numbers at the address, `ld` apart, times the registers of a row added."""
         for r in range(self.tile.rows):
-            factor = self.repeated(self.builder.load(address))
-            address = self.builder.gep(address, [pitch])  # r · pitch at once: LLVM would load all first, and spill
+            factor = self.broadcast(self.builder.load(address))
+            address = self.builder.gep(address, [ld])  # r · ld at once: LLVM would load all first, and spill
             for v in range(self.tile.vectors):
                 place = r * self.tile.vectors + v
-                total = self.set(total, place, self.multiply_add(factor, row[v], self.get(total, place)))
+                total = self.set(total, place, self.fma(factor, row[v], self.get(total, place)))
         return total
 
     def below(self, i, stop, count):
@@ -175,7 +176,7 @@ def lanes(typing, array):
     """The numbers in one register of the array's dtype."""
 
     def code(context, builder, signature, args):
-        return ir.Constant(INDEX, WIDTH * 8 // signature.args[0].dtype.bitwidth)
+        return ir.Constant(INDEX, REGISTER_BYTES * 8 // signature.args[0].dtype.bitwidth)
 
     return types.intp(array), code
 
@@ -193,36 +194,36 @@ def zeros(typing, array, rows, vectors):
 
 
 @intrinsic
-def outer(typing, tile, a, i, pitch, b, j, n):
-    """tile[r, v] += a[i + r·pitch] · b[j + v]: a loaded number takes part in a row or a column of multiply-adds."""
+def fma_outer(typing, tile, a, i, ld, b, j, n):
+    """tile[r, v] += a[i + r·ld] · b[j + v]: a loaded number takes part in a row or a column of multiply-adds."""
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        total, a_value, i_value, pitch_value, b_value, j_value, n_value = args
+        total, a_value, i_value, ld_value, b_value, j_value, n_value = args
         n_value = _count(n, n_value)
         step = [ir.Constant(INDEX, v * tile.lanes) for v in range(tile.vectors)]
         row = [emit.load(emit.at(b, b_value, j_value, step[v]), n_value, v * tile.lanes) for v in range(tile.vectors)]
-        return emit.add_outer(total, emit.at(a, a_value, i_value), pitch_value, row)
+        return emit.add_outer(total, emit.at(a, a_value, i_value), ld_value, row)
 
     return tile(tile, a, types.intp, types.intp, b, types.intp, n), code
 
 
 @intrinsic
-def outer_of(typing, tile, a, i, pitch, b, starts, s, j):
-    """tile[r, v] += a[i + r·pitch] · b[starts[s + v] + j …]: as `outer`, with registers from different places."""
+def fma_outer_gather(typing, tile, a, i, ld, b, starts, s, j):
+    """tile[r, v] += a[i + r·ld] · b[starts[s + v] + j …]: as `fma_outer`, with registers from different places."""
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        total, a_value, i_value, pitch_value, b_value, starts_value, s_value, j_value = args
+        total, a_value, i_value, ld_value, b_value, starts_value, s_value, j_value = args
         places = [emit.at(starts, starts_value, s_value, ir.Constant(INDEX, v)) for v in range(tile.vectors)]
         row = [emit.load(emit.at(b, b_value, builder.load(place), j_value)) for place in places]
-        return emit.add_outer(total, emit.at(a, a_value, i_value), pitch_value, row)
+        return emit.add_outer(total, emit.at(a, a_value, i_value), ld_value, row)
 
     return tile(tile, a, types.intp, types.intp, b, starts, types.intp, types.intp), code
 
 
 @intrinsic
-def dots(typing, tile, a, rows_at, b, columns_at, p, n):
+def fma_dots(typing, tile, a, rows_at, b, columns_at, p, n):
     """tile[r, c] += a[rows_at[r] + p …] · b[columns_at[c] + p …], lane by lane."""
 
     def code(context, builder, signature, args):
@@ -236,22 +237,22 @@ def dots(typing, tile, a, rows_at, b, columns_at, p, n):
 
         left = vectors(a, a_value, rows_at, rows_value, tile.rows)
         right = vectors(b, b_value, columns_at, columns_value, tile.vectors)
-        for place, (r, c) in enumerate(tile.places):
-            total = emit.set(total, place, emit.multiply_add(left[r], right[c], emit.get(total, place)))
+        for place, (r, c) in enumerate(tile.registers):
+            total = emit.set(total, place, emit.fma(left[r], right[c], emit.get(total, place)))
         return total
 
     return tile(tile, a, rows_at, b, columns_at, types.intp, n), code
 
 
 def _write(added):
-    def write(typing, tile, c, i, pitch, n):
+    def write(typing, tile, c, i, ld, n):
         def code(context, builder, signature, args):
             emit = Code(context, builder, tile)
-            total, c_value, i_value, pitch_value, n_value = args
+            total, c_value, i_value, ld_value, n_value = args
             n_value = _count(n, n_value)
-            for place, (r, v) in enumerate(tile.places):
+            for place, (r, v) in enumerate(tile.registers):
                 first = v * tile.lanes
-                row = builder.mul(pitch_value, ir.Constant(INDEX, r))
+                row = builder.mul(ld_value, ir.Constant(INDEX, r))
                 address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, first))
                 value = emit.get(total, place)
                 if added:
@@ -264,19 +265,19 @@ def _write(added):
     return intrinsic(write)
 
 
-add = _write(added=True)
-put = _write(added=False)
+accumulate = _write(added=True)
+store = _write(added=False)
 
 
 @intrinsic
-def plus(typing, tile, c, i, pitch):
-    """tile[r, v] += c[i + r·pitch + v]"""
+def load_add(typing, tile, c, i, ld):
+    """tile[r, v] += c[i + r·ld + v]"""
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        total, c_value, i_value, pitch_value = args
-        for place, (r, v) in enumerate(tile.places):
-            row = builder.mul(pitch_value, ir.Constant(INDEX, r))
+        total, c_value, i_value, ld_value = args
+        for place, (r, v) in enumerate(tile.registers):
+            row = builder.mul(ld_value, ir.Constant(INDEX, r))
             address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, v * tile.lanes))
             total = emit.set(total, place, builder.fadd(emit.get(total, place), emit.load(address)))
         return total
@@ -285,14 +286,14 @@ def plus(typing, tile, c, i, pitch):
 
 
 @intrinsic
-def fetch(typing, tile, c, i, pitch):
-    """Ask for the cache lines of c[i + r·pitch + v], which `add` or `put` will need when the tile is done."""
+def prefetch(typing, tile, c, i, ld):
+    """Ask for the cache lines of c[i + r·ld + v], which `accumulate` or `store` will need when the tile is done."""
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        _, c_value, i_value, pitch_value = args
-        for r, v in tile.places:
-            row = builder.mul(pitch_value, ir.Constant(INDEX, r))
+        _, c_value, i_value, ld_value = args
+        for r, v in tile.registers:
+            row = builder.mul(ld_value, ir.Constant(INDEX, r))
             address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, v * tile.lanes))
             to_write, keep, data = (ir.Constant(INT, value) for value in (1, 3, 1))
             emit.call("llvm.prefetch.p0", ir.VoidType(), address, to_write, keep, data)
@@ -302,7 +303,7 @@ def fetch(typing, tile, c, i, pitch):
 
 
 @intrinsic
-def move(typing, source, i, target, j, n):
+def copy_vector(typing, source, i, target, j, n):
     """target[j + v] = source[i + v], for one register."""
     tile = Tile(source.dtype, 1, 1)
 
@@ -318,7 +319,7 @@ def move(typing, source, i, target, j, n):
 
 
 @intrinsic
-def move_every_second(typing, source, i, target, j, n):
+def copy_every_second(typing, source, i, target, j, n):
     """target[j + v] = source[i + 2v] for v < n, at most one register."""
     tile = Tile(source.dtype, 1, 1)
 
@@ -330,20 +331,20 @@ def move_every_second(typing, source, i, target, j, n):
             emit.load(emit.at(source, source_value, i_value, ir.Constant(INDEX, first)), count, first)
             for first in (0, tile.lanes)
         ]
-        emit.store(emit.unzipped(*halves)[0], emit.at(target, target_value, j_value), n_value)
+        emit.store(emit.deinterleave(*halves)[0], emit.at(target, target_value, j_value), n_value)
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, types.intp), code
 
 
 @intrinsic
-def sums(typing, tile, c):
+def reduce_lanes(typing, tile, c):
     """c[r·vectors + v] = Σ_lane tile[r, v][lane]; c has room for whole registers."""
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        for first in range(0, len(tile.places), tile.lanes):
-            group = range(first, min(first + tile.lanes, len(tile.places)))
+        for first in range(0, len(tile.registers), tile.lanes):
+            group = range(first, min(first + tile.lanes, len(tile.registers)))
             rows = dict(enumerate(emit.get(args[0], place) for place in group))
             bit = tile.lanes // 2
             while bit:  # rows become columns, which are added as soon as they are apart
@@ -358,15 +359,15 @@ def sums(typing, tile, c):
 
 
 @intrinsic
-def turn(typing, a, i, pitch, b, j, b_pitch, rows, columns):
-    """b[j + c·b_pitch + r] = a[i + r·pitch + c] for r < rows and c < columns, at most `lanes` of each."""
+def transpose(typing, a, i, ld, b, j, b_ld, rows, columns):
+    """b[j + c·b_ld + r] = a[i + r·ld + c] for r < rows and c < columns, at most `lanes` of each."""
     tile = Tile(a.dtype, 1, 1)
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        a_value, i_value, pitch_value, b_value, j_value, b_pitch_value, rows_value, columns_value = args
+        a_value, i_value, ld_value, b_value, j_value, b_ld_value, rows_value, columns_value = args
         numbers = range(tile.lanes)
-        starts = [builder.mul(pitch_value, ir.Constant(INDEX, r)) for r in numbers]
+        starts = [builder.mul(ld_value, ir.Constant(INDEX, r)) for r in numbers]
         vectors = [
             emit.load(emit.at(a, a_value, i_value, starts[r]), emit.below(r, rows_value, columns_value))
             for r in numbers
@@ -377,7 +378,7 @@ def turn(typing, a, i, pitch, b, j, b_pitch, rows, columns):
                 vectors[r], vectors[r | bit] = emit.swap(vectors[r], vectors[r | bit], bit)
             bit //= 2
         for c in numbers:
-            start = builder.mul(b_pitch_value, ir.Constant(INDEX, c))
+            start = builder.mul(b_ld_value, ir.Constant(INDEX, c))
             emit.store(vectors[c], emit.at(b, b_value, j_value, start), emit.below(c, columns_value, rows_value))
         return context.get_dummy_value()
 

@@ -10,21 +10,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import literal_unroll
 
-from jitconv.variants.simd import ROWS, VECTORS, add, fetch, lanes, move, outer, plus, put, zeros
+from jitconv.variants.simd import (
+    MR,
+    NR_VECTORS,
+    accumulate,
+    copy_vector,
+    fma_outer,
+    lanes,
+    load_add,
+    prefetch,
+    store,
+    zeros,
+)
 from jitconv.variants.tiled.product import (
-    CHUNK,
     HEIGHTS,
+    KC,
+    NC,
     NONE,
     ONE,
     SHORT_BLOCK,
-    WIDTH,
     block_of,
     finite,
     inner,
     share,
     steps,
     tile_height,
-    turn_matrix,
+    transpose_matrix,
 )
 from jitconv.variants.tiled.relu import relu_at
 from jitconv.variants.tiled.workers import each_worker
@@ -34,11 +45,11 @@ SMALL = 400  # pixels of an image: of more, too few lie at its sides
 
 
 class Kernels(NamedTuple):
-    """A[m, (c, t)] = numbers[m · pitch + c · apart + taps[t]], with M rows."""
+    """A[m, (c, t)] = numbers[m · ld + c · apart + taps[t]], with M rows."""
 
     numbers: Any
     taps: Any
-    pitch: int
+    ld: int
     apart: int
     M: int
 
@@ -114,16 +125,16 @@ def _convolve(worker, workers, relu, x, kernels, start, window, out):
     """Compute the worker's part of the channels of all images."""
     (N, channels, H, W), (_, C_out, H_out, W_out) = x.shape, out.shape
     numbers, taps, row, apart, M = kernels
-    rows, step, groups = share(M, worker, workers, ROWS), VECTORS * lanes(x), C_out // M
+    rows, step, groups = share(M, worker, workers, MR), NR_VECTORS * lanes(x), C_out // M
     if rows[0] == rows[1]:
         return
     C, images, source, result = channels // groups, _even(N, step), x.reshape(-1), out.reshape(-1)
     order = _in_order(window, (H, W), (H_out, W_out))
     strips = _divide(order, images, window, (H, W), W_out, kernels, block_of(C * taps.size), step)
     (top, left), width = window.padding, W + 2 * window.padding[1]
-    plane, pitch = (H + 2 * top) * width * images, strips.taps.size * step
-    turned, z = np.zeros(C * plane, x.dtype), np.empty(M * pitch, x.dtype)
-    room = Room(np.empty(CHUNK * WIDTH, x.dtype), np.empty(ROWS * WIDTH, x.dtype), np.ones(step, x.dtype))
+    plane, ld = (H + 2 * top) * width * images, strips.taps.size * step
+    turned, z = np.zeros(C * plane, x.dtype), np.empty(M * ld, x.dtype)
+    room = Room(np.empty(KC * NC, x.dtype), np.empty(MR * NC, x.dtype), np.ones(step, x.dtype))
     for first in range(0, N, images):
         count = min(images, N - first)
         for g in range(groups):
@@ -131,13 +142,13 @@ def _convolve(worker, workers, relu, x, kernels, start, window, out):
                 for line in range(H):
                     i = ((first * channels + g * C + c) * H + line) * W
                     at = c * plane + ((line + top) * width + left) * images
-                    turn_matrix(source[i:], count, W, channels * H * W, turned[at:], images)
+                    transpose_matrix(source[i:], count, W, channels * H * W, turned[at:], images)
             part, m = numbers[g * numbers.size // groups :], g * M
             _multiply(Kernels(part, taps, row, apart, M), rows, strips, turned, (C, plane), z, start[m:], room)
             if relu:
-                for i in range(rows[0] * pitch, rows[1] * pitch):
+                for i in range(rows[0] * ld, rows[1] * ld):
                     z[i] = relu_at(z, i)
-            _turn_back(z, pitch, rows, order, images, result[(first * C_out + m) * order.size :], count, C_out)
+            _turn_back(z, ld, rows, order, images, result[(first * C_out + m) * order.size :], count, C_out)
 
 
 @inner
@@ -210,7 +221,7 @@ def _multiply(kernels, rows, strips, turned, planes, z, start, room):
     """z[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of rows."""
     (C, plane), count, area = planes, strips.taps.size, strips.places.shape[1]
     block = strips.terms.shape[1] // area
-    chunk, at_once = CHUNK // (block * area) * block, _even(count, WIDTH // (VECTORS * lanes(z)))
+    chunk, at_once = KC // (block * area) * block, _even(count, NC // (NR_VECTORS * lanes(z)))
     for first in range(0, count, at_once):
         some = first, min(first + at_once, count)
         for c in range(0, C, chunk):
@@ -229,15 +240,15 @@ def _multiply(kernels, rows, strips, turned, planes, z, start, room):
 @inner
 def _copy_strips(strips, some, channels, plane, turned, room):
     """Copy the rows of some strips that stand for some channels, side by side."""
-    (taps, places, _, runs, pieces), lane, step = strips, lanes(room), VECTORS * lanes(room)
+    (taps, places, _, runs, pieces), lane, step = strips, lanes(room), NR_VECTORS * lanes(room)
     for s in range(some[0], some[1]):
-        at, count = (s - some[0]) * CHUNK * step, taps[s]
+        at, count = (s - some[0]) * KC * step, taps[s]
         for c in range(channels[0], channels[1]):
             for n in range(runs[s]):
                 source, target, run = c * plane + pieces[s, n, 0], at + pieces[s, n, 1], pieces[s, n, 2]
                 for t in range(count):
                     for v in range(0, run, lane):
-                        move(turned, source + places[s, t] + v, room, target + t * step + v, min(lane, run - v))
+                        copy_vector(turned, source + places[s, t] + v, room, target + t * step + v, min(lane, run - v))
             at += count * step
 
 
@@ -247,31 +258,31 @@ def _tiles(height, kernels, rows, strips, some, depth, z, start, room):
 
     As in product.py, but each strip has its own terms. Copying rows of A that lie whole pages apart does not pay here.
     """
-    (numbers, _, pitch, apart, _), (taps, _, terms, _, _), (b, kept, ones) = kernels, strips, room
-    (channels, block), step, length, flat = depth, VECTORS * lanes(z), terms.shape[1], terms.reshape(-1)
-    z_pitch = taps.size * step
+    (numbers, _, ld, apart, _), (taps, _, terms, _, _), (b, kept, ones) = kernels, strips, room
+    (channels, block), step, length, flat = depth, NR_VECTORS * lanes(z), terms.shape[1], terms.reshape(-1)
+    z_ld = taps.size * step
     for m in range(rows[0], rows[1], height):
         for c in range(channels[0], channels[1], block):
-            n, a, last = min(block, channels[1] - c), m * pitch + c * apart, c + block >= channels[1]
+            n, a, last = min(block, channels[1] - c), m * ld + c * apart, c + block >= channels[1]
             for s in range(some[0], some[1]):
-                count, i, at_kept, term = taps[s], m * z_pitch + s * step, (s - some[0]) * height * step, s * length
-                at, tile = ((s - some[0]) * CHUNK + (c - channels[0]) * count) * step, zeros(z, height, VECTORS)
+                count, i, at_kept, term = taps[s], m * z_ld + s * step, (s - some[0]) * height * step, s * length
+                at, tile = ((s - some[0]) * KC + (c - channels[0]) * count) * step, zeros(z, height, NR_VECTORS)
                 if last:
-                    fetch(tile, z, i, z_pitch)
+                    prefetch(tile, z, i, z_ld)
                 for q in range(n * count):
-                    tile = outer(tile, numbers, flat[term + q] + a, pitch, b, at + q * step, None)
+                    tile = fma_outer(tile, numbers, flat[term + q] + a, ld, b, at + q * step, None)
                 if c > channels[0]:
-                    tile = plus(tile, kept, at_kept, step)
+                    tile = load_add(tile, kept, at_kept, step)
                 if not last:
-                    put(tile, kept, at_kept, step, None)
+                    store(tile, kept, at_kept, step, None)
                 elif channels[0] == 0:
-                    put(outer(tile, start, m, 1, ones, 0, None), z, i, z_pitch, None)
+                    store(fma_outer(tile, start, m, 1, ones, 0, None), z, i, z_ld, None)
                 else:
-                    add(tile, z, i, z_pitch, None)
+                    accumulate(tile, z, i, z_ld, None)
 
 
 @inner
-def _turn_back(z, pitch, rows, order, images, out, count, channels):
+def _turn_back(z, ld, rows, order, images, out, count, channels):
     """Write rows of z, (pixels in order, images), to the channels of the images."""
     lane, apart = lanes(z), channels * order.size
     for m in range(rows[0], rows[1]):
@@ -280,9 +291,9 @@ def _turn_back(z, pitch, rows, order, images, out, count, channels):
             run = 1  # of pixels side by side in the output
             while p + run < order.size and order[p + run] == order[p] + run:
                 run += 1
-            i, at = m * pitch + p * images, m * order.size + order[p]
+            i, at = m * ld + p * images, m * order.size + order[p]
             if 2 * run >= lane:
-                turn_matrix(z[i:], run, count, images, out[at:], apart)
+                transpose_matrix(z[i:], run, count, images, out[at:], apart)
             else:
                 for n in range(count):
                     for k in range(run):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jitconv.variants.simd import ROWS
+from jitconv.variants.simd import MR
 from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
@@ -83,7 +83,7 @@ def _convolve(worker, workers, relu, x, weight, kernels, bias, geometry, out):
     C_group, pixels, flat = weight.shape[1], H_out * W_out, out.reshape(-1)
     groups = x.shape[1] // C_group
     F = C_out // groups
-    images, filters = shares(worker, workers, N, F, ROWS)
+    images, filters = shares(worker, workers, N, F, MR)
     at_once, lines = blocking(images[1] - images[0], H_out, W_out, AT_ONCE)
     planes = layout(weight, geometry, at_once, lines, W_out)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
@@ -144,7 +144,7 @@ def _correlate(worker, workers, strips, grad, x, weight, geometry, flat, others)
     C_group, pixels = weight.shape[1], H_out * W_out
     groups = x.shape[1] // C_group
     F, K = C_out // groups, weight.size // C_out
-    images, filters = shares(worker, workers, N, F, ROWS)
+    images, filters = shares(worker, workers, N, F, MR)
     if filters[0] == filters[1]:
         return
     at_once, lines = blocking(images[1] - images[0], H_out, W_out, LONG_SUM)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, dots, lanes, plus, put, sums, zeros
+from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, fma_dots, lanes, load_add, reduce_lanes, store, zeros
 from jitconv.variants.tiled.product import inner
 
 DEPTH = 1440  # terms of a sum between two additions to C: the columns of a tile stay in the first-level cache,
@@ -26,23 +26,23 @@ class Runs(NamedTuple):
 
 
 @inner
-def dot_products(a, rows_at, b, columns_at, runs, c, pitch):
+def dot_products(a, rows_at, b, columns_at, runs, c, ld):
     """C[r, c] += Σ_n Σ_p a[rows_at[r] + n·a_step + p] · b[columns_at[c] + n·b_step + p] for the runs n and their p.
 
-    Row r of C begins at r · pitch of c.
+    Row r of C begins at r · ld of c.
     """
     for first in range(0, rows_at.shape[0], ROWS_AT_ONCE):
-        rows, part = rows_at[first : first + ROWS_AT_ONCE], c[first * pitch :]
+        rows, part = rows_at[first : first + ROWS_AT_ONCE], c[first * ld :]
         for start in range(0, runs.length, DEPTH):
             terms = start, min(start + DEPTH, runs.length)
             if rows_at.shape[0] == 1:
-                _tiles(1, ONE_ROW, a, rows, b, columns_at, runs, terms, part, pitch)
+                _tiles(1, ONE_ROW, a, rows, b, columns_at, runs, terms, part, ld)
             else:
-                _tiles(DOT_ROWS, DOT_COLUMNS, a, rows, b, columns_at, runs, terms, part, pitch)
+                _tiles(DOT_ROWS, DOT_COLUMNS, a, rows, b, columns_at, runs, terms, part, ld)
 
 
 @inner
-def _tiles(height, width, a, rows_at, b, columns_at, runs, terms, c, pitch):
+def _tiles(height, width, a, rows_at, b, columns_at, runs, terms, c, ld):
     """Add up the same `terms` of every run: one run of all tiles after the other, lane by lane, and then the lanes."""
     R, C, step = rows_at.shape[0], columns_at.shape[0], lanes(a)
     left, right, line = np.empty(height, np.int64), np.empty(width, np.int64), width * step
@@ -59,21 +59,21 @@ def _tiles(height, width, a, rows_at, b, columns_at, runs, terms, c, pitch):
                     _starts(rows_at, row, left)
                     tile = zeros(a, height, width)
                     for p in range(terms[0], whole, step):
-                        tile = dots(tile, a_run, left, b_run, right, p, None)
+                        tile = fma_dots(tile, a_run, left, b_run, right, p, None)
                     if whole < terms[1]:
-                        tile = dots(tile, a_run, left, b_run, right, whole, terms[1] - whole)
+                        tile = fma_dots(tile, a_run, left, b_run, right, whole, terms[1] - whole)
                     if n > 0:
-                        tile = plus(tile, kept, at, line)
-                    put(tile, kept, at, line, None)
+                        tile = load_add(tile, kept, at, line)
+                    store(tile, kept, at, line, None)
                     at += height * line
         at = 0
         for column in range(first, last, width):
             for row in range(0, R, height):
-                sums(plus(zeros(a, height, width), kept, at, line), totals)
+                reduce_lanes(load_add(zeros(a, height, width), kept, at, line), totals)
                 at += height * line
                 for r in range(min(height, R - row)):
                     for j in range(min(width, C - column)):
-                        c[(row + r) * pitch + column + j] += totals[r * width + j]
+                        c[(row + r) * ld + column + j] += totals[r * width + j]
 
 
 @inner

@@ -6,10 +6,10 @@ Neither gradient asks for z: that of the pooling needs the indices, and that of 
 import numpy as np
 from numba import literal_unroll
 
-from jitconv.variants.simd import ROWS, VECTORS, lanes, outer, outer_of, zeros
+from jitconv.variants.simd import MR, NR_VECTORS, fma_outer, fma_outer_gather, lanes, zeros
 from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
-from jitconv.variants.tiled.pooling import pool_lines, put_largest, results_of, side_by_side
+from jitconv.variants.tiled.pooling import pool_lines, results_of, side_by_side, store_largest
 from jitconv.variants.tiled.product import (
     NONE,
     ONE,
@@ -37,7 +37,7 @@ from jitconv.variants.tiled.shifts import (
 from jitconv.variants.tiled.workers import each_worker
 
 WINDOW = 4  # numbers
-TALLEST = ROWS * VECTORS // WINDOW
+TALLEST = MR * NR_VECTORS // WINDOW
 HEIGHTS = (*(rows for rows in (1, 2, 4) if rows < TALLEST), TALLEST)  # of a tile of windows
 
 
@@ -100,7 +100,7 @@ def _windows_in_registers(worker, workers, x, weight, bias, geometry, W, out, in
         firsts[window] = 2 * (window // W_out * W + window % W_out)
     step = 2 * geometry.stride[0], 2 * geometry.stride[1]
     for g in range(groups):
-        numbers, offsets, pitch, _ = rows_from(kernels, g * F, F)
+        numbers, offsets, ld, _ = rows_from(kernels, g * F, F)
         start, channels = bias[g * F : (g + 1) * F], (g * C_group, (g + 1) * C_group)
         for n in range(images[0], images[1]):
             for top in range(0, H_out, rows):
@@ -113,12 +113,12 @@ def _windows_in_registers(worker, workers, x, weight, bias, geometry, W, out, in
                         while m + height <= filters[1]:
                             tile = zeros(x, height, WINDOW)
                             for k in range(offsets.size):
-                                a = offsets[k] + m * pitch
-                                tile = outer_of(tile, numbers, a, pitch, block, starts, k * WINDOW, window - begin)
-                            tile = outer(tile, start, m, 1, ones, 0, None)
+                                a = offsets[k] + m * ld
+                                tile = fma_outer_gather(tile, numbers, a, ld, block, starts, k * WINDOW, window - begin)
+                            tile = fma_outer(tile, start, m, 1, ones, 0, None)
                             o = (n * C_out + g * F + m) * windows + window
-                            p, places_pitch = o * kept, windows * kept
-                            put_largest(tile, firsts, window, W, maxima, o, windows, places, p, places_pitch, count)
+                            p, places_ld = o * kept, windows * kept
+                            store_largest(tile, firsts, window, W, maxima, o, windows, places, p, places_ld, count)
                             m += height
 
 
@@ -158,7 +158,7 @@ def _windows_in_cache(worker, workers, x, weight, bias, geometry, W, out, indice
     C_group, kernels = weight.shape[1], factor(weight.reshape(-1), C_out, weight.size // C_out)
     groups, results = x.shape[1] // C_group, results_of(out, indices)
     F = C_out // groups
-    images, filters = shares(worker, workers, N, F, ROWS)
+    images, filters = shares(worker, workers, N, F, MR)
     at_once, rows = blocking(images[1] - images[0], H_out, 2 * W, AT_ONCE)
     planes = layout(weight, geometry, at_once, 2 * rows, W)
     block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, lanes
+from jitconv.variants.simd import DOT_COLUMNS, DOT_ROWS, MR, NR_VECTORS, lanes
 from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
     NONE,
@@ -18,7 +18,7 @@ from jitconv.variants.tiled.product import (
     rows_from,
     share,
     steps,
-    turn_matrix,
+    transpose_matrix,
     workspace,
 )
 from jitconv.variants.tiled.relu import rectify
@@ -35,9 +35,9 @@ def rows_of(matrix):
 
 
 @inner
-def operand(matrix, turned):
-    """A C-contiguous matrix, read by rows or, turned, by columns."""
-    return Operand(matrix.reshape(-1), rows_of(matrix), Places(matrix.shape[1], matrix.shape[1]), turned)
+def operand(matrix, transposed):
+    """A C-contiguous matrix, read by rows or, transposed, by columns."""
+    return Operand(matrix.reshape(-1), rows_of(matrix), Places(matrix.shape[1], matrix.shape[1]), transposed)
 
 
 @inner
@@ -58,7 +58,7 @@ def matrix(c):
 @inner
 def multiply(worker, workers, a, b, c, start):
     """The worker's rows or columns of C: (M, N) = start + A · B; returns which they are."""
-    rows, columns = part_of(c, worker, workers, ROWS, VECTORS * lanes(c))
+    rows, columns = part_of(c, worker, workers, MR, NR_VECTORS * lanes(c))
     product(a, rows, b, columns, matrix(c), start, workspace(c))
     return rows, columns
 
@@ -86,12 +86,12 @@ def by_dots(worker, workers, relu, x, weight, out):
 def by_outputs(worker, workers, relu, weights, x, bias, out):
     """zᵀ = W · xᵀ + b for the worker's outputs, and its transpose."""
     N, O = out.shape
-    first, last = share(O, worker, workers, ROWS)
+    first, last = share(O, worker, workers, MR)
     z, part = np.empty((last - first, N), out.dtype), rows_from(weights, first, last - first)
     product(part, (NONE, last - first), operand(x, ONE), (NONE, N), matrix(z), bias[first:last], workspace(z))
     if relu:
         rectify(matrix(z), (NONE, last - first), (NONE, N))
-    turn_matrix(z.reshape(-1), last - first, N, N, out.reshape(-1)[first:], O)
+    transpose_matrix(z.reshape(-1), last - first, N, N, out.reshape(-1)[first:], O)
 
 
 @inner
@@ -113,7 +113,7 @@ def add_bias(bias, out):
 def linear(team, workers, relu, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i], with `relu` max(0, z)"""
     (N, O), I = out.shape, x.shape[1]
-    if few(N, VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS) >= O:
+    if few(N, NR_VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS) >= O:
         add_bias(bias, out)
         each_worker(team, workers, by_dots, (relu, x, weight, out))
     elif N <= O:

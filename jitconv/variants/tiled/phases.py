@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitconv.variants.simd import ROWS
+from jitconv.variants.simd import MR
 from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.product import (
     FEW_ROWS,
@@ -108,7 +108,7 @@ def _spread(worker, workers, grad, weight, geometry, out):
     C_group, (H, W), (s_h, s_w) = weight.shape[1], out.shape[2:], geometry.stride
     groups = out.shape[1] // C_group
     F = weight.shape[0] // groups
-    images, channels = shares(worker, workers, out.shape[0], C_group, ROWS)
+    images, channels = shares(worker, workers, out.shape[0], C_group, MR)
     size, z_size = 0, 0
     for a in range(s_h):
         for b in range(s_w):
@@ -159,13 +159,13 @@ def _phase(grad, taps, g, at, phase, geometry, part, room, out):
 
 
 @inner
-def _write(z, pitch, channels, run, width, image, corner, stride):
+def _write(z, ld, channels, run, width, image, corner, stride):
     """Copy lines of some channels to the rows and columns of the image, (C, H, W), that they stand for."""
     _, H, W = image.shape
     pixels = image.reshape(-1)
     for c in range(channels[0], channels[1]):
         for line in range(run // max(1, width)):
-            source, target = c * pitch + line * width, (c * H + corner[0] + line * stride[0]) * W + corner[1]
+            source, target = c * ld + line * width, (c * H + corner[0] + line * stride[0]) * W + corner[1]
             if stride[1] == 1:
                 copy(z, source, pixels, target, width)
             else:

@@ -31,7 +31,7 @@ def _largest(emit, values, distances, first):
 def _distances(emit, W):
     """How much further than a window's first number the others are in a plane with lines of W."""
     right = ir.Constant(ir.VectorType(INDEX, emit.tile.lanes), [1] * emit.tile.lanes)
-    below = emit.repeated(W)
+    below = emit.broadcast(W)
     return right, below, emit.builder.add(below, right)
 
 
@@ -55,10 +55,10 @@ def max_2x2(typing, x, i, W, first, out, o, indices, p, n):
 
         def line(start):
             places = [emit.at(x, x_value, start, ir.Constant(INDEX, k * lanes)) for k in (0, 1)]
-            return emit.unzipped(*(emit.load(place, count, k * lanes) for k, place in enumerate(places)))
+            return emit.deinterleave(*(emit.load(place, count, k * lanes) for k, place in enumerate(places)))
 
         every_second = ir.Constant(ir.VectorType(INDEX, lanes), list(range(0, 2 * lanes, 2)))
-        place = builder.add(emit.repeated(first_value), every_second)
+        place = builder.add(emit.broadcast(first_value), every_second)
         values = line(i_value) + line(builder.add(i_value, W_value))
         best, index = _largest(emit, values, _distances(emit, W_value), place)
         emit.store(best, emit.at(out, out_value, o_value), n_value)
@@ -69,16 +69,16 @@ def max_2x2(typing, x, i, W, first, out, o, indices, p, n):
 
 
 @intrinsic
-def put_largest(typing, tile, firsts, w, W, out, o, pitch, indices, p, indices_pitch, n):
-    """out[o + r·pitch + v], indices[p + r·indices_pitch + v]: the largest of tile[r, 0 … 3], lane by lane, and where.
+def store_largest(typing, tile, firsts, w, W, out, o, ld, indices, p, indices_ld, n):
+    """out[o + r·ld + v], indices[p + r·indices_ld + v]: the largest of tile[r, 0 … 3], lane by lane, and where.
 
     The registers hold the four numbers of windows of 2×2; firsts[w + v] is the index of the first, W a line's width.
     """
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        total, firsts_value, w_value, W_value, out_value, o_value, pitch_value = args[:7]
-        indices_value, p_value, indices_pitch_value, n_value = args[7:]
+        total, firsts_value, w_value, W_value, out_value, o_value, ld_value = args[:7]
+        indices_value, p_value, indices_ld_value, n_value = args[7:]
         pointer = ir.VectorType(INDEX, tile.lanes).as_pointer()
         first = builder.load(builder.bitcast(emit.at(firsts, firsts_value, w_value), pointer))
         first.align = 8
@@ -86,7 +86,7 @@ def put_largest(typing, tile, firsts, w, W, out, o, pitch, indices, p, indices_p
         for r in range(tile.rows):
             values = [emit.get(total, r * tile.vectors + v) for v in range(tile.vectors)]
             best, index = _largest(emit, values, distances, first)
-            row, indices_row = (builder.mul(each, ir.Constant(INDEX, r)) for each in (pitch_value, indices_pitch_value))
+            row, indices_row = (builder.mul(each, ir.Constant(INDEX, r)) for each in (ld_value, indices_ld_value))
             emit.store(best, emit.at(out, out_value, o_value, row), n_value)
             _store_indices(emit, index, emit.at(indices, indices_value, p_value, indices_row), n_value)
         return context.get_dummy_value()
@@ -121,13 +121,13 @@ def spread_2x2(typing, grad, indices, o, n, W, first, out, i):
         ):
             left, right = (
                 builder.select(
-                    builder.icmp_signed("==", from_left, emit.repeated(builder.add(index, ir.Constant(INDEX, odd)))),
+                    builder.icmp_signed("==", from_left, emit.broadcast(builder.add(index, ir.Constant(INDEX, odd)))),
                     value,
                     zero,
                 )
                 for odd in (0, 1)
             )
-            for k, half in enumerate(emit.zipped(left, right)):
+            for k, half in enumerate(emit.interleave(left, right)):
                 first_lane = k * lanes
                 address = emit.at(out, out_value, start, ir.Constant(INDEX, first_lane))
                 emit.store(half, address, count, first_lane)

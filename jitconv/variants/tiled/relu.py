@@ -11,7 +11,7 @@ def rectify(c, rows, columns):
     """C[m, j] = max(0, C[m, j]) for m of rows and j of columns, which begin with a run or lie in one."""
     for m in range(rows[0], rows[1]):
         for j in range(columns[0], columns[1], c.places.width):
-            start = m * c.pitch + place_of(j, c.places)
+            start = m * c.ld + place_of(j, c.places)
             run = c.numbers[start : start + min(c.places.width, columns[1] - j)]
             for i in range(run.shape[0]):
                 run[i] = relu_at(run, i)

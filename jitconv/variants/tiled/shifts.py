@@ -7,7 +7,7 @@ by whole lines. Small images lie side by side, large ones are cut into bands.
 
 from typing import Any, NamedTuple
 
-from jitconv.variants.simd import VECTORS, lanes, move_every_second
+from jitconv.variants.simd import NR_VECTORS, copy_every_second, lanes
 from jitconv.variants.tiled.product import NONE, clear, copy, inner, share
 
 AT_ONCE = 1024  # pixels of the output that are computed together, about
@@ -37,7 +37,9 @@ def plane_size(planes):
 @inner
 def total_size(channels, planes, like):
     """The numbers in all planes, and a register tile behind them that may be read."""
-    return channels * planes.phases * planes.columns.size * planes.images * plane_size(planes) + VECTORS * lanes(like)
+    return channels * planes.phases * planes.columns.size * planes.images * plane_size(planes) + NR_VECTORS * lanes(
+        like
+    )
 
 
 @inner
@@ -76,7 +78,7 @@ def shift(image, first, step, planes, out, index):
                         copy(pixels, source + left, out, line + left, right - left)
                     elif step[1] == 2:
                         for q in range(left, right, lanes(out)):
-                            move_every_second(pixels, source + 2 * q, out, line + q, right - q)
+                            copy_every_second(pixels, source + 2 * q, out, line + q, right - q)
                     else:
                         for q in range(left, right):
                             out[line + q] = pixels[source + q * step[1]]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants.compiling import EXACT, inner
-from jitconv.variants.elementwise import everywhere, exp, highest, larger, load, log, store, total, width
+from jitconv.variants.elementwise import broadcast, exp, load, log, maximum, reduce_add, reduce_max, store, tile_size
 from jitconv.variants.jit import serial
 from jitconv.variants.simd import REGISTERS, zeros
 from jitconv.variants.tiled.product import share
@@ -52,12 +52,12 @@ class Labels(NamedTuple):
 def part(unit, x, worker, workers):
     """The worker's walks, of those that pass all of x in tiles like `unit`."""
     N, C, D = x.shape
-    return share(N if D == 1 else N * ((D + width(unit) - 1) // width(unit)), worker, workers, 1)
+    return share(N if D == 1 else N * ((D + tile_size(unit) - 1) // tile_size(unit)), worker, workers, 1)
 
 
 @inlined
 def walk(unit, x, index):
-    (_, C, D), numbers = x.shape, width(unit)
+    (_, C, D), numbers = x.shape, tile_size(unit)
     if D == 1:
         return Walk(index * C, (C + numbers - 1) // numbers, numbers, C, numbers)
     n, d = place(unit, x, index)
@@ -67,33 +67,33 @@ def walk(unit, x, index):
 @inlined
 def place(unit, x, index):
     """The sample (n, d) of a walk, of several the first."""
-    across = (x.shape[2] + width(unit) - 1) // width(unit)
-    return index // across, index % across * width(unit)
+    across = (x.shape[2] + tile_size(unit) - 1) // tile_size(unit)
+    return index // across, index % across * tile_size(unit)
 
 
 @inlined
-def get(unit, array, way, k, fill):
+def load_step(unit, array, way, k, fill):
     return load(unit, array, way.first + k * way.step, way.n - k * way.less, fill)
 
 
 @inlined
-def put(tile, array, way, k):
+def store_step(tile, array, way, k):
     store(tile, array, way.first + k * way.step, way.n - k * way.less)
 
 
 @inlined
 def top_of(unit, x, way):
     """max_c x[c]; a NaN need not win, because it makes the sum of the exponentials NaN."""
-    top = get(unit, x, way, 0, -math.inf)
+    top = load_step(unit, x, way, 0, -math.inf)
     for k in range(1, way.steps):
-        top = larger(top, get(unit, x, way, k, -math.inf))
-    return highest(top) if way.less > 0 else top
+        top = maximum(top, load_step(unit, x, way, k, -math.inf))
+    return reduce_max(top) if way.less > 0 else top
 
 
 @inlined
 def together(sums, way):
     """The sum over all classes, of one sample in every lane or of each lane's own."""
-    return total(sums) if way.less > 0 else sums
+    return reduce_add(sums) if way.less > 0 else sums
 
 
 def shared(function):
@@ -120,14 +120,14 @@ def _softmax(worker, workers, unit, x, out):
     (first, last), values, target = part(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
     for index in range(first, last):
         way = walk(unit, x, index)
-        top, powers = top_of(unit, values, way), everywhere(unit, 0)
+        top, powers = top_of(unit, values, way), broadcast(unit, 0)
         for k in range(way.steps):
-            power = exp(get(unit, values, way, k, -math.inf) - top)
+            power = exp(load_step(unit, values, way, k, -math.inf) - top)
             powers = powers + power
-            put(power, target, way, k)
-        share_of_one = everywhere(unit, 1) / together(powers, way)
+            store_step(power, target, way, k)
+        share_of_one = broadcast(unit, 1) / together(powers, way)
         for k in range(way.steps):
-            put(get(unit, target, way, k, 0) * share_of_one, target, way, k)
+            store_step(load_step(unit, target, way, k, 0) * share_of_one, target, way, k)
 
 
 def softmax_grad_input(team, workers, grad, z, out):
@@ -141,12 +141,12 @@ def _softmax_grad_input(worker, workers, unit, grad, z, out):
     (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
     target = out.reshape(-1)
     for index in range(first, last):
-        way, products = walk(unit, z, index), everywhere(unit, 0)
+        way, products = walk(unit, z, index), broadcast(unit, 0)
         for k in range(way.steps):
-            products = products + get(unit, slopes, way, k, 0) * get(unit, values, way, k, 0)
+            products = products + load_step(unit, slopes, way, k, 0) * load_step(unit, values, way, k, 0)
         mean = together(products, way)
         for k in range(way.steps):
-            put(get(unit, values, way, k, 0) * (get(unit, slopes, way, k, 0) - mean), target, way, k)
+            store_step(load_step(unit, values, way, k, 0) * (load_step(unit, slopes, way, k, 0) - mean), target, way, k)
 
 
 def log_softmax(team, workers, x, out):
@@ -169,12 +169,12 @@ _shared_log_softmaxes = shared(_log_softmaxes)
 @inlined
 def _log_softmax(unit, x, way, out):
     """z[c] = x[c] − top − log Σ_k exp(x[k] − top)"""
-    top, powers = top_of(unit, x, way), everywhere(unit, 0)
+    top, powers = top_of(unit, x, way), broadcast(unit, 0)
     for k in range(way.steps):
-        powers = powers + exp(get(unit, x, way, k, -math.inf) - top)
+        powers = powers + exp(load_step(unit, x, way, k, -math.inf) - top)
     log_total = log(together(powers, way))
     for k in range(way.steps):
-        put(get(unit, x, way, k, 0) - top - log_total, out, way, k)
+        store_step(load_step(unit, x, way, k, 0) - top - log_total, out, way, k)
 
 
 def log_softmax_grad_input(team, workers, grad, z, out):
@@ -188,12 +188,14 @@ def _log_softmax_grad_input(worker, workers, unit, grad, z, out):
     (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
     target = out.reshape(-1)
     for index in range(first, last):
-        way, grads = walk(unit, z, index), everywhere(unit, 0)
+        way, grads = walk(unit, z, index), broadcast(unit, 0)
         for k in range(way.steps):
-            grads = grads + get(unit, slopes, way, k, 0)
+            grads = grads + load_step(unit, slopes, way, k, 0)
         whole = together(grads, way)
         for k in range(way.steps):
-            put(get(unit, slopes, way, k, 0) - exp(get(unit, values, way, k, 0)) * whole, target, way, k)
+            store_step(
+                load_step(unit, slopes, way, k, 0) - exp(load_step(unit, values, way, k, 0)) * whole, target, way, k
+            )
 
 
 def cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, losses, weights, log_p):
@@ -271,10 +273,10 @@ def _cross_entropy_grad_input(worker, workers, unit, grad, log_p, labels, out):
     target, weight, ignore_index, smoothing = labels
     spread = number(out, smoothing) / number(out, out.shape[1])
     hit, spreads = number(out, 1) - number(out, smoothing), spread * weight.sum()
-    pulls, grads = np.zeros(width(unit), out.dtype), np.zeros(width(unit), out.dtype)
+    pulls, grads = np.zeros(tile_size(unit), out.dtype), np.zeros(tile_size(unit), out.dtype)
     for index in range(first, last):
         way, (n, start) = walk(unit, out, index), place(unit, out, index)
-        stop = min(start + width(unit), out.shape[2])
+        stop = min(start + tile_size(unit), out.shape[2])
         for d in range(start, stop):
             y = target[n, d]
             pulls[d - start] = hit * weight[y] + spreads if y != ignore_index else 0
@@ -293,20 +295,20 @@ def _cross_entropy_grad_input(worker, workers, unit, grad, log_p, labels, out):
 @inlined
 def each_lane(unit, numbers, way):
     """A number for each lane; the first one for all where they are classes of one sample."""
-    return everywhere(unit, numbers[0]) if way.less > 0 else load(unit, numbers, 0, numbers.size, 0)
+    return broadcast(unit, numbers[0]) if way.less > 0 else load(unit, numbers, 0, numbers.size, 0)
 
 
 @inlined
 def _pull(unit, log_p, weight, spread, whole, way, out):
     """out[c] = exp(log_p[c]) · Σ_k t_k − w[c] · ε/C"""
-    spread = everywhere(unit, spread)
+    spread = broadcast(unit, spread)
     for k in range(way.steps):
-        n, power = way.n - k * way.less, exp(get(unit, log_p, way, k, 0))
-        weights = load(unit, weight, k * way.step, n, 0) if way.less > 0 else everywhere(unit, weight[k])
-        put(power * whole - spread * weights, out, way, k)
+        n, power = way.n - k * way.less, exp(load_step(unit, log_p, way, k, 0))
+        weights = load(unit, weight, k * way.step, n, 0) if way.less > 0 else broadcast(unit, weight[k])
+        store_step(power * whole - spread * weights, out, way, k)
 
 
 @inlined
 def _scale(factor, way, out):
     for k in range(way.steps):
-        put(get(factor, out, way, k, 0) * factor, out, way, k)
+        store_step(load_step(factor, out, way, k, 0) * factor, out, way, k)
