@@ -20,8 +20,8 @@ def describe() -> dict[str, Any]:
 
     Every value can be written as JSON; memory is in GiB, the load is the mean number of running processes in a minute.
     """
+    import numba
     import torch
-    from numba.core import config
 
     from jitconv.variants import simd
 
@@ -38,7 +38,7 @@ def describe() -> dict[str, Any]:
         "blas": sorted(_blas() | ({"mkl (in torch)"} if torch.backends.mkl.is_available() else set())),
         "torch_cpu": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
-        "numba_threads": config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
+        "numba_threads": numba.config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": round(_load(), 2),
     }

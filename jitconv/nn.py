@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.modules.module import _has_any_global_hook
 
+from jitconv import compat, variants
 from jitconv import functional as F
-from jitconv import variants
 from jitconv.shapes import FLOATS
 
 
@@ -38,7 +37,7 @@ class Conv2d(_Layer, nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
-            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = nn.functional.pad(input, compat.edge_padding(self), mode=self.padding_mode)
             padding: Any = 0
         else:
             padding = self.padding
@@ -156,7 +155,7 @@ def in_turn(input: Tensor, *modules: nn.Module) -> Any:
 
 def _common_options(layers: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
     """The options of layers that one function may compute, of each that has some; None where it may not."""
-    if _has_any_global_hook():
+    if compat.any_global_hook():
         return None
     options = []
     for layer in layers:
@@ -169,8 +168,7 @@ def _common_options(layers: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
 
 
 def _hooked(module: nn.Module) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or _replaced(module)
+    return compat.hooked(module) or _replaced(module)
 
 
 def _replaced(module: nn.Module) -> bool:

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import os
+import stat
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -13,19 +15,9 @@ import numba
 from filelock import FileLock
 from llvmlite import ir
 from numba.core import cgutils
-from numba.core.caching import (
-    CompileResultCacheImpl,
-    FunctionCache,
-    InTreeCacheLocator,
-    UserProvidedCacheLocator,
-    UserWideCacheLocator,
-)
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import NativeLowering
 from numba.extending import intrinsic
+
+from jitconv import compat
 
 # Sums may be reordered and contracted to fused multiply-adds; NaN and infinity keep their meaning.
 FAST = frozenset({"contract", "reassoc", "nsz", "arcp"})
@@ -41,29 +33,29 @@ def _kernel_sources() -> bytes:
     return digest.digest()
 
 
-class _KernelStamp:
-    def get_source_stamp(self) -> bytes:
-        return _kernel_sources()
+def _trusted(folder: Path) -> bool:
+    """Whether only we can have written what lies in a folder: compiled code is loaded from there, and run.
+
+    Warns of a folder that others may write to, or that somebody else has made in one such (in /tmp, say).
+    """
+    if not hasattr(os, "geteuid"):  # Windows: folders have no such modes
+        return True
+    here, above = folder.stat(), folder.parent.stat()
+    open_to_all = here.st_mode & stat.S_IWOTH
+    replaceable = above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX
+    foreign = above.st_mode & stat.S_IWOTH and here.st_uid != os.geteuid()
+    if open_to_all or replaceable or foreign:
+        warnings.warn(f"compiled code is not kept in {folder}, which others can write to", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
-class _CacheFiles(CompileResultCacheImpl):
-    """Numba's usual places (NUMBA_CACHE_DIR, __pycache__, the user's cache folder), with the stamp above."""
-
-    _locator_classes: Any = tuple(
-        type(locator.__name__, (_KernelStamp, locator), {})
-        for locator in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)
-    )
-
-
-class SharedCache(FunctionCache):
+class SharedCache(compat.cache_class(lambda: _kernel_sources(), lambda folder: _trusted(folder))):  # type: ignore[misc]
     """Numba's on-disk cache behind a file lock: without one, two processes can leave an index that names wrong code."""
-
-    _impl_class = _CacheFiles
 
     def _locked(self) -> Any:
         folder = Path(self.cache_path)
-        name = self._impl.filename_base
-        return FileLock(folder / f"{name}.lock") if os.access(folder, os.W_OK) else nullcontext()
+        return FileLock(folder / f"{self.base_name}.lock") if os.access(folder, os.W_OK) else nullcontext()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -84,52 +76,15 @@ def njit(function: Callable[..., Any], *, fastmath: frozenset[str] = FAST, cache
     dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath), **options)(function)
     if cache:
         with suppress(RuntimeError, OSError):  # nowhere to write: every process compiles
-            dispatcher._cache = SharedCache(function)
+            compat.keep_on_disk(dispatcher, SharedCache(function))
     return dispatcher
-
-
-class _LinkedCode(JITCodeLibrary):
-    """Code that callers link: Numba would optimise and translate it on each of the levels between it and a kernel."""
-
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalized = True
-
-
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _LinkedLowering(NativeLowering):
-    _name = "linked_lowering"
-
-    def run_pass(self, state: Any) -> bool:
-        state.library = _LinkedCode(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.flags.no_compile = True
-        super().run_pass(state)
-        fndesc = state.cr.fndesc
-
-        def entry_point(*args: Any, **kwargs: Any) -> None:
-            raise TypeError(f"{fndesc.qualname} is called by kernels only")
-
-        state.cr = state.cr._replace(cfunc=entry_point)
-        state.targetctx.insert_user_function(entry_point, fndesc, [state.library])
-        return True
-
-
-class _LinkedCompiler(Compiler):
-    def define_pipelines(self) -> Any:
-        pipelines = super().define_pipelines()
-        for pipeline in pipelines:
-            pipeline.passes = [(_LinkedLowering if p is NativeLowering else p, text) for p, text in pipeline.passes]
-            pipeline.finalize()
-        return pipelines
 
 
 def inner(function: Callable[..., Any], **options: Any) -> Any:
     """Compile what only kernels call, and leave it to them to optimise it and to keep it on disk."""
     wrappers: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    dispatcher = njit(function, cache=False, pipeline_class=_LinkedCompiler, **wrappers, **options)
-    dispatcher._insert = lambda *args: None  # nothing that Python could call
+    dispatcher = njit(function, cache=False, pipeline_class=compat.LinkedCompiler, **wrappers, **options)
+    compat.hide_from_python(dispatcher)
     return dispatcher
 
 
@@ -144,9 +99,9 @@ def cache_folder() -> Path | None:
 # A fork in the middle of another thread's compilation would leave the child a lock that nobody opens.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
+        before=compat.global_compiler_lock.acquire,
+        after_in_parent=compat.global_compiler_lock.release,
+        after_in_child=compat.global_compiler_lock.release,
     )
 
 

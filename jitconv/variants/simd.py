@@ -28,11 +28,11 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
-_TRIPLE, TARGET, _features = cpu_target.target_context.codegen().magic_tuple()
-FEATURES = frozenset(_features.split(","))  # of the processor that Numba compiles for: NUMBA_CPU_NAME or this one
+from jitconv import compat
+
+_TRIPLE, TARGET, FEATURES = compat.target()  # the processor that Numba compiles for: NUMBA_CPU_NAME or this one
 
 REGISTER_BYTES = 64 if "+avx512f" in FEATURES else 32 if "+avx2" in FEATURES else 16  # bytes in a register
 REGISTERS = 32 if REGISTER_BYTES == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16

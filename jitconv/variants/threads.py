@@ -8,8 +8,8 @@ from typing import Any
 
 import numba
 import torch
-from numba.core import config
-from numba.np.ufunc import parallel as numba_threads
+
+from jitconv import compat
 
 _launch_lock = threading.Lock()
 _launched = False
@@ -29,7 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 def count() -> int:
     """Return the number of cores a kernel called now may use: torch.get_num_threads(), or 1 in a forked process."""
-    return 1 if _forked else min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    return 1 if _forked else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def _launch() -> None:
@@ -38,7 +38,7 @@ def _launch() -> None:
     with _launch_lock:
         if not _launched:
             before = torch.get_num_threads()
-            numba_threads._launch_threads()
+            compat.launch_numba_threads()
             torch.set_num_threads(before)
             if numba.threading_layer() == "workqueue":  # aborts the process when two threads use it at once
                 _turns = threading.RLock()

@@ -10,6 +10,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from jitconv import compat
 from jitconv.variants.compiling import njit
 
 _NUMBER, _POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
@@ -48,7 +49,7 @@ def _borrowed(context, builder, kind, value):
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
-        return array._getvalue()
+        return compat.struct_value(array)
     if isinstance(kind, types.BaseTuple):
         parts = cgutils.unpack_tuple(builder, value, len(kind.types))
         parts = [_borrowed(context, builder, part, each) for part, each in zip(kind.types, parts, strict=True)]

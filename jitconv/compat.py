@@ -1,0 +1,180 @@
+"""Every name of torch and Numba that is not part of their documented interface, and why jitconv stands on it.
+
+Tested with torch 2.13 and Numba 0.68; pyproject.toml bounds both. No other module imports such a name or
+reaches for one as an attribute (tests/test_compat.py), so this is the file to look at when either of them moves.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._prims_common as _prims_common
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    InTreeCacheLocator,
+    UserProvidedCacheLocator,
+    UserWideCacheLocator,
+)
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock as global_compiler_lock  # forks wait for it (compiling.py)
+from numba.core.compiler_machinery import register_pass
+from numba.core.registry import cpu_target
+from numba.core.typed_passes import NativeLowering
+from numba.np.ufunc import parallel
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+from torch.utils import _pytree
+
+# torch: what a call must ask before it may go straight to a kernel; public functions take 0.3 to 1 µs to answer -------
+any_requires_grad = torch._C._any_requires_grad  # whether one of the arguments needs a gradient
+tracing_state = torch._C._get_tracing_state  # not None inside torch.jit.trace
+dispatch_modes = torch._C._len_torch_dispatch_stack  # how many TorchDispatchModes are active
+transform = torch._C._functorch.peek_interpreter_stack  # not None inside torch.func.grad, vmap and so on
+profiling = torch._C._autograd._profiler_enabled  # whether torch.profiler runs; there is no public way to ask
+is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched=True; looks like any tensor
+suggest_memory_format = _prims_common.suggest_memory_format  # whether torch's layers would answer in channels_last
+implicit_softmax_dim = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]  # what dim=None means
+
+
+def in_forward_mode() -> bool:
+    """Return whether a forward-mode derivative is being taken, which an autograd.Function must be asked about."""
+    return forward_ad._current_level >= 0  # torch.autograd.forward_ad offers no way to ask
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return what lies in nested tuples, lists and dicts, as torch.export and torch.func see them."""
+    return _pytree.tree_leaves(tree)
+
+
+def any_global_hook() -> bool:
+    """Return whether a hook was registered for all modules (torch.nn.modules.module.register_module_…)."""
+    return torch_module._has_any_global_hook()
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return function.apply without torch's checks for transforms of torch.func, a third of its time."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # of torch._C._FunctionBase
+
+
+def schema_of(operator: Any) -> Any:
+    """Return the names and types of a torch operator's arguments and results, parsed by torch."""
+    return operator._schema
+
+
+def hooked(module: torch.nn.Module) -> bool:
+    """Return whether a hook of this module would see its input, its result or their gradients."""
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def edge_padding(convolution: torch.nn.Conv2d) -> Any:
+    """Return the padding of a convolution that does not pad with zeros, as torch.nn.functional.pad takes it."""
+    return convolution._reversed_padding_repeated_twice
+
+
+def current_raw_stream(gpu: int) -> int:
+    """Return the address of torch's current CUDA stream; torch.cuda.current_stream() makes an object, in 1 µs."""
+    return torch._C._cuda_getCurrentRawStream(gpu)
+
+
+# Numba: what it compiles for, and its threads --------------------------------------------------------------
+def target() -> tuple[str, str, frozenset[str]]:
+    """Return the triple, the name and the features of the processor that Numba compiles for, its caches' key."""
+    triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple, cpu, frozenset(features.split(","))
+
+
+def launch_numba_threads() -> None:
+    """Start Numba's threads, which its public functions do only on the way to something else."""
+    parallel._launch_threads()
+
+
+def struct_value(proxy: Any) -> Any:
+    """Return the LLVM value of a struct proxy of Numba (an array, say), as the examples of numba.extending do."""
+    return proxy._getvalue()
+
+
+# Numba: code on disk ---------------------------------------------------------------------------------------
+def cache_class(stamp: Callable[[], bytes], trusts: Callable[[Path], bool]) -> Any:
+    """Return the class of a function's cache on disk, whose code is stale when `stamp` no longer returns the same.
+
+    It lies where Numba's own does (NUMBA_CACHE_DIR, __pycache__, the user's cache folder), if `trusts` that folder.
+    """
+
+    class Place:
+        @classmethod
+        def from_function(cls, function: Any, file: str) -> Any:
+            place = super().from_function(function, file)  # type: ignore[misc]
+            return place if place is not None and trusts(Path(place.get_cache_path())) else None
+
+        def get_source_stamp(self) -> bytes:
+            return stamp()
+
+    class Files(CompileResultCacheImpl):
+        _locator_classes: Any = tuple(
+            type(locator.__name__, (Place, locator), {})
+            for locator in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)
+        )
+
+    class Cache(FunctionCache):
+        _impl_class = Files
+
+        @property
+        def base_name(self) -> str:
+            """The name of the function's files without their endings."""
+            return self._impl.filename_base
+
+    return Cache
+
+
+def keep_on_disk(dispatcher: Any, cache: Any) -> None:
+    """Give a function that is not compiled yet its cache on disk, as numba.njit(cache=True) does."""
+    dispatcher._cache = cache
+
+
+# Numba: code that only other code calls ----------------------------------------------------------------------
+class _LinkedCode(JITCodeLibrary):
+    """Code that callers link: Numba would optimise and translate it on each of the levels between it and a kernel."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LinkedLowering(NativeLowering):
+    _name = "linked_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _LinkedCode(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = True
+        super().run_pass(state)
+        fndesc = state.cr.fndesc
+
+        def entry_point(*args: Any, **kwargs: Any) -> None:
+            raise TypeError(f"{fndesc.qualname} is called by kernels only")
+
+        state.cr = state.cr._replace(cfunc=entry_point)
+        state.targetctx.insert_user_function(entry_point, fndesc, [state.library])
+        return True
+
+
+class LinkedCompiler(Compiler):
+    """Numba's compiler for functions that callers link (`compiling.inner`)."""
+
+    def define_pipelines(self) -> Any:
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            pipeline.passes = [(_LinkedLowering if p is NativeLowering else p, text) for p, text in pipeline.passes]
+            pipeline.finalize()
+        return pipelines
+
+
+def hide_from_python(dispatcher: Any) -> None:
+    """Let a function of the LinkedCompiler be without an entry for Python, which has nothing to call."""
+    dispatcher._insert = lambda *args: None
