@@ -28,7 +28,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 from torch.utils import _pytree
 
-# torch: what a call must ask before it may go straight to a kernel; public functions take 0.3 to 1 µs to answer -------
+# torch: what a call must ask before it may go straight to a kernel
 any_requires_grad = torch._C._any_requires_grad  # whether one of the arguments needs a gradient
 tracing_state = torch._C._get_tracing_state  # not None inside torch.jit.trace
 dispatch_modes = torch._C._len_torch_dispatch_stack  # how many TorchDispatchModes are active
@@ -76,7 +76,7 @@ def edge_padding(convolution: torch.nn.Conv2d) -> Any:
 
 
 def current_raw_stream(gpu: int) -> int:
-    """Return the address of torch's current CUDA stream; torch.cuda.current_stream() makes an object, in 1 µs."""
+    """Return the address of torch's current CUDA stream; torch.cuda.current_stream() makes an object of it."""
     return torch._C._cuda_getCurrentRawStream(gpu)
 
 
