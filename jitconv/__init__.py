@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jitconv import data, functional, nn, optim, variants
     from jitconv.model import SimpleConvNet
+    from jitconv.plan import plan
     from jitconv.variants import Variant, available, register_variant
     from jitconv.verify import diff_mse
     from jitconv.warming import warmup
@@ -23,6 +24,7 @@ __all__ = [
     "functional",
     "nn",
     "optim",
+    "plan",
     "register_variant",
     "variants",
     "warmup",

@@ -1,0 +1,235 @@
+"""Which kernel computes a node of the graph: a function for each, in one table; None where torch must compute it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from jitconv import shapes
+from jitconv.plan import buffers, nodes
+from jitconv.plan.buffers import Array
+from jitconv.plan.canonical import shape, value
+from jitconv.plan.nodes import Node
+
+
+@dataclass
+class Bound:
+    """A kernel and its arguments: Arrays and constants, the arrays that it fills last."""
+
+    name: str
+    kernel: Callable[..., Any]
+    args: list[Any]
+    flops: int = 0
+
+
+def bound(variant: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
+    """The variant's kernel of an op, chosen for the shapes of its arrays if it asks for them."""
+    kernel = variant.ops[op]
+    bind = getattr(kernel, "bind", None)
+    if bind is not None:
+        arrays = tuple((a.shape, a.dtype) for a in args if isinstance(a, (Array, np.ndarray)))
+        kernel = bind(arrays, tuple(a for a in args if not isinstance(a, (Array, np.ndarray))))
+    return Bound(op, kernel, args, flops)
+
+
+def geometry(node: Node, weight: Node, convolution: tuple[Any, ...]) -> shapes.Conv2d:
+    return shapes.conv2d(value(node), value(weight), None, *convolution)
+
+
+def images(array: Array) -> Array:
+    """(C, H, W) as one image, (1, C, H, W)."""
+    return array._replace(shape=(1, *array.shape)) if len(array.shape) == 3 else array
+
+
+def bias_of(low: Any, bias: Node | None, weight: Node) -> Any:
+    if bias is None:
+        return np.zeros(shape(weight)[0], _numpy(weight))
+    return low.array(bias)
+
+
+def _numpy(node: Node) -> np.dtype[Any]:
+    return np.dtype(np.float64 if value(node).dtype == torch.float64 else np.float32)
+
+
+def multiply_adds(out: Array, weight: Node) -> int:
+    """Flops of a convolution or linear: two for each weight and place of the output that it meets."""
+    filters, *taps = shape(weight)
+    places = int(np.prod(out.shape)) // filters
+    return 2 * places * filters * int(np.prod(taps))
+
+
+def conv2d(low: Any, node: Node) -> list[Bound] | None:
+    x, weight, bias, convolution, residual, activation = [*node.args, None, None][:6]
+    variant, out = low.variant, low.out(node)
+    image, target = images(low.array(x)), images(out)
+    args = [image, low.array(weight), bias_of(low, bias, weight), *geometry(x, weight, convolution)[:3], target]
+    fused = activation == ("relu",) and residual is None and "conv2d_relu" in variant.ops
+    steps = [bound(variant, "conv2d_relu" if fused else "conv2d", args, multiply_adds(target, weight))]
+    if residual is not None:
+        steps += add_arrays(low, out, low.array(residual), out)
+    return steps + ([] if fused else activation_in_place(low, out, activation))
+
+
+def conv2d_max_pool2d(low: Any, node: Node) -> list[Bound] | None:
+    x, weight, bias, convolution, pooling = node.args
+    variant, image = low.variant, images(low.array(x))
+    conv, target = geometry(x, weight, convolution), images(low.out(node))
+    between = (image.shape[0], shape(weight)[0], *conv.size)
+    pool = shapes.pooling(between, *pooling)
+    filters = [image, low.array(weight), bias_of(low, bias, weight), *conv[:3]]
+    flops = multiply_adds(buffers.new(between, image.dtype), weight)
+    if "conv2d_max_pool2d" in variant.ops:
+        indices = _indices(variant.ops["conv2d_max_pool2d"], target)
+        return [bound(variant, "conv2d_max_pool2d", [*filters, conv.size, *pool[:4], target, indices], flops)]
+    z = buffers.new(between, image.dtype)
+    pooled = bound(variant, "max_pool2d", [z, *pool[:4], target, buffers.new(target.shape, np.int64)])
+    return [bound(variant, "conv2d", [*filters, z], flops), pooled]
+
+
+def _indices(kernel: Any, out: Array) -> Any:
+    """The array of a pooling's indices, which nobody asks for: none where the kernel need not keep them."""
+    if getattr(kernel, "leaves_out", False):
+        return np.empty((0,) * 4, np.int64)
+    return buffers.new(out.shape, np.int64)
+
+
+def max_pool2d(low: Any, node: Node) -> list[Bound] | None:
+    x, pooling = node.args
+    image, target = images(low.array(x)), images(low.out(node))
+    pool = shapes.pooling(image.shape, *pooling)
+    return [
+        bound(
+            low.variant,
+            "max_pool2d",
+            [image, *pool[:4], target, _indices(low.variant.ops["max_pool2d"], target)],
+        )
+    ]
+
+
+def linear(low: Any, node: Node) -> list[Bound] | None:
+    x, weight, bias, activation = [*node.args, None][:4]
+    O, I = shape(weight)
+    rows, out = low.array(x), low.out(node)
+    x2, out2 = rows._replace(shape=(int(np.prod(rows.shape)) // I, I)), out._replace(shape=(-1, O))
+    out2 = out2._replace(shape=(x2.shape[0], O))
+    fused = activation == ("relu",) and "linear_relu" in low.variant.ops
+    args = [x2, low.array(weight), bias_of(low, bias, weight), out2]
+    steps = [bound(low.variant, "linear_relu" if fused else "linear", args, multiply_adds(out2, weight))]
+    return steps + ([] if fused else activation_in_place(low, out, activation))
+
+
+def activate(low: Any, node: Node) -> list[Bound] | None:
+    x, activation = node.args
+    if activation != ("relu",):
+        return None
+    source = low.array(x)
+    return [bound(low.variant, "relu", [flat(source), flat(low.out(node))])]
+
+
+def flat(array: Array) -> Array:
+    return array._replace(shape=(int(np.prod(array.shape)),))
+
+
+def softmax(low: Any, node: Node) -> list[Bound] | None:
+    x, dim = node.args
+    size = shape(node)
+    by_class = int(np.prod(size[:dim])), size[dim], int(np.prod(size[dim + 1 :]))
+    args = [low.array(x)._replace(shape=by_class), low.out(node)._replace(shape=by_class)]
+    return [bound(low.variant, node.target.__name__, args)]
+
+
+def concat(low: Any, node: Node) -> list[Bound] | None:
+    parts, dim = node.args
+    whole = low.arrays.get(node) or low.out(node)
+    outer, steps, at = int(np.prod(shape(node)[:dim])), [], 0
+    row = int(np.prod(shape(node)[dim:]))
+    for part in parts:
+        array = low.array(part)
+        width = int(np.prod(shape(part)[dim:]))
+        if array.buffer is not whole.buffer:
+            source = array._replace(shape=(outer, width))
+            steps.append(Bound("copy", copy_columns, [source, whole._replace(shape=(outer, row)), at, at + width]))
+        at += width
+    return steps
+
+
+def copy_columns(source: Any, target: Any, first: int, last: int) -> None:
+    target[:, first:last] = source
+
+
+def add(low: Any, node: Node) -> list[Bound] | None:
+    x, y, activation = [*node.args, None][:3]
+    out = low.out(node)
+    return add_arrays(low, low.array(x), low.array(y), out) + activation_in_place(low, out, activation)
+
+
+def add_arrays(low: Any, x: Array, y: Array, out: Array) -> list[Bound]:
+    return [Bound("torch add", _add, [flat(x), flat(y), flat(out)])]
+
+
+def activation_in_place(low: Any, array: Array, activation: nodes.Activation) -> list[Bound]:
+    if activation is None:
+        return []
+    if activation == ("relu",):
+        return [bound(low.variant, "relu", [flat(array), flat(array)])]
+    name, *limits = activation
+    return [Bound(f"torch {name}", IN_PLACE[name], [flat(array), *limits])]
+
+
+def _add(x: Any, y: Any, out: Any) -> None:
+    torch.add(torch.from_numpy(x), torch.from_numpy(y), out=torch.from_numpy(out))
+
+
+IN_PLACE: dict[str, Callable[..., Any]] = {  # where no kernel has them in its epilogue
+    "clamp": lambda x, low, high: torch.from_numpy(x).clamp_(low, high),
+    "hardswish": lambda x: torch.nn.functional.hardswish(torch.from_numpy(x), inplace=True),
+    "silu": lambda x: torch.nn.functional.silu(torch.from_numpy(x), inplace=True),
+}
+
+Binder = Callable[[Any, Node], list[Bound] | None]
+BINDERS: dict[Any, Binder] = {
+    nodes.conv2d: conv2d,
+    nodes.conv2d_max_pool2d: conv2d_max_pool2d,
+    nodes.max_pool2d: max_pool2d,
+    nodes.linear: linear,
+    nodes.activate: activate,
+    nodes.softmax: softmax,
+    nodes.log_softmax: softmax,
+    nodes.concat: concat,
+    nodes.add: add,
+}
+
+FLAT = ("relu", "relu_grad_input")
+PLAIN = (
+    "conv2d", "conv2d_relu", "conv2d_max_pool2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_bias",
+    "max_pool2d", "max_pool2d_grad_input", "linear", "linear_relu", "linear_grad_input", "linear_grad_weight",
+    "linear_grad_bias",
+)  # fmt: skip
+
+
+def OWN(low: Any, node: Node) -> list[Bound] | None:  # noqa: N802
+    """jitconv's own operators as they are, in a training step: the tensors, the constants, the results."""
+    schema = node.target._schema
+    op = schema.name.split("::")[1]
+    if op not in low.variant.ops or not (op in FLAT or op in PLAIN):
+        return None
+    view = flat if op in FLAT else lambda array: array
+    tensors: list[Any] = []
+    constants: list[Any] = []
+    for declared, given in zip(schema.arguments, node.args, strict=True):
+        if "Tensor" in str(declared.type):
+            filled = np.zeros(shape(node.args[1])[0], _numpy(node.args[1])) if given is None else low.array(given)
+            tensors.append(view(filled) if isinstance(filled, Array) else filled)
+        elif declared.name not in ("size", "dim", "variant"):
+            constants.append(tuple(given) if isinstance(given, (list, tuple)) else given)
+    if len(schema.returns) == 1:
+        outs = [view(low.out(node))]
+    else:
+        results = {user.args[1]: low.out(user) for user in node.users}
+        outs = [
+            results.get(i) or buffers.new(tuple(v.shape), np.int64 if i else np.float32)
+            for i, v in enumerate(value(node))
+        ]
+    return [bound(low.variant, op, [*tensors, *constants, *outs])]

@@ -1,0 +1,228 @@
+"""From a rewritten graph to a list of steps on buffers: kernels where there are any, torch's operations elsewhere."""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from jitconv.plan import buffers, nodes
+from jitconv.plan.buffers import Array
+from jitconv.plan.canonical import shape, value
+from jitconv.plan.capture import Source
+from jitconv.plan.kernels import BINDERS, OWN, Bound
+from jitconv.plan.nodes import Node
+from jitconv.variants import Variant
+
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.int64: np.dtype(np.int64),
+}
+
+
+@dataclass
+class Step:
+    """One call: kernel(*args), each an Array or a constant. Without a kernel it is a torch step: node's call."""
+
+    node: Node
+    name: str
+    args: list[Any] = field(default_factory=list)
+    kernel: Callable[..., Any] | None = None
+    flops: int = 0
+
+    @property
+    def is_torch(self) -> bool:
+        return self.kernel is None
+
+
+@dataclass
+class Prepared:
+    """Values of weights alone, made again when one of them changes: target(*args), args with nodes for the earlier."""
+
+    node: Any
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Lowering:
+    """The state while a graph is lowered: what is known of each node so far, and the steps."""
+
+    def __init__(self, graph: fx.Graph, sources: Sequence[Source], variant: Variant, static: set[Node]) -> None:
+        self.graph, self.variant = graph, variant
+        self.steps: list[Step] = []
+        self.arrays: dict[Node, Array] = {}  # of nodes that kernels have made or may read
+        self.torchs: dict[Node, set[Node]] = {}  # of torch steps' results: what they may share memory with
+        self.prepared: dict[Any, Prepared] = {}
+        self.sources: dict[Node, Source] = {}
+        self.static = static
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        self.sources.update(zip(placeholders, sources, strict=True))
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        self.outputs: list[Any] = list(output.args[0])
+        self.roots = self._output_roots()
+        self.inside = _places_in_concats(graph, self.roots)
+        for node in graph.nodes:
+            self._lower(node)
+        self.shares = self._shared()
+        self.arena = self._lifetimes()
+
+    # ---- what binders use ----
+
+    def array(self, node: Node) -> Array:
+        """The node's value as C-contiguous numbers that a kernel may read."""
+        if node not in self.arrays:
+            kind = "weight" if node in self.static else "input" if node.op == "placeholder" else "result"
+            self.arrays[node] = buffers.new(shape(node), DTYPES[value(node).dtype], kind, node)
+        return self.arrays[node]
+
+    def out(self, node: Node, like: tuple[int, ...] | None = None, blocked: bool = False) -> Array:
+        """A new array for what the node computes: of the result, in a concatenation's, or in the arena."""
+        size, dtype = like or shape(node), DTYPES[value(node).dtype]
+        if node in self.roots:
+            array = buffers.new(size, dtype, "output", node, blocked)
+        elif node in self.inside:
+            whole, offset = self.inside[node]
+            base = self.arrays.get(whole) or self.out(whole)
+            self.arrays[whole] = base
+            array = Array(base.buffer, size, dtype, base.offset + offset * dtype.itemsize)
+        else:
+            array = buffers.new(size, dtype, blocked=blocked)
+        self.arrays[node] = array
+        return array
+
+    def prepare(self, key: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Have target(*args) computed from weights whenever they change."""
+        self.prepared.setdefault(key, Prepared(key, target, args))
+
+    # ---- one node ----
+
+    def _lower(self, node: Node) -> None:
+        if node.op in ("placeholder", "output"):
+            return
+        if node.op == "get_attr":
+            self.static.add(node)
+            self.prepared[node] = Prepared(node, _attribute, (self.graph.owning_module, node.target))
+            return
+        if _of_weights_alone(node, self.static):
+            self.static.add(node)
+            self.prepared[node] = Prepared(node, node.target, node.args, dict(node.kwargs))
+            return
+        if node.target is nodes.reshape and self._is_array(node.args[0]):
+            source = self.array(node.args[0])
+            if not source.blocked:
+                self.arrays[node] = source._replace(shape=shape(node))
+                return
+        if node.target is operator.getitem and node in self.arrays:
+            return
+        bound = self._bind(node)
+        if bound is None:
+            self.torchs[node] = set(node.all_input_nodes)
+            self.steps.append(Step(node, _torch_name(node)))
+            return
+        for each in bound:
+            self.steps.append(Step(node, each.name, each.args, each.kernel, each.flops))
+
+    def _is_array(self, node: Any) -> bool:
+        known = node in self.arrays or node.op == "placeholder"
+        return isinstance(node, fx.Node) and known and value(node).dtype in DTYPES
+
+    def _bind(self, node: Node) -> list[Bound] | None:
+        """The kernels for a node; None where there is none, or it takes what kernels do not."""
+        if self.variant.whole:
+            return None
+        own = str(node.target).startswith("jitconv.") and OWN
+        binder = BINDERS.get(node.target) or (own or None)
+        if binder is None:
+            return None
+        inputs = [value(n) for n in node.all_input_nodes]
+        if any(not isinstance(v, torch.Tensor) or v.dtype not in DTYPES or v.device.type != "cpu" for v in inputs):
+            return None
+        results = value(node)
+        results = results if isinstance(results, (tuple, list)) else [results]
+        if any(0 in v.shape for v in (*inputs, *results)):
+            return None  # torch knows what becomes of nothing
+        return binder(self, node)
+
+    # ---- the whole ----
+
+    def _output_roots(self) -> dict[Node, int]:
+        """The nodes whose arrays are results of the plan, through reshapes, and which result."""
+        roots: dict[Node, int] = {}
+        for i, node in enumerate(self.outputs):
+            while isinstance(node, fx.Node) and node.target is nodes.reshape:
+                node = node.args[0]
+            if isinstance(node, fx.Node) and node.op == "call_function":
+                roots.setdefault(node, i)
+        return roots
+
+    def _lifetimes(self) -> int:
+        """Set the lives of all buffers, and the places of those in the arena; return the arena's bytes."""
+        shares, arena = self.shares, {}
+        for i, step in enumerate(self.steps):
+            read = [array.buffer for array in step.args if isinstance(array, Array)]
+            nodes_read = step.node.all_input_nodes if step.is_torch else [b.key for b in read if b.kind == "result"]
+            for node in nodes_read:  # a torch step's result may be a view of its input
+                read += [self.arrays[each].buffer for each in shares.get(node, (node,)) if each in self.arrays]
+            for buffer in read:
+                buffer.used(i)
+                arena[id(buffer)] = buffer
+        for node in self.outputs:
+            for each in shares.get(node, ()):
+                if each in self.arrays:
+                    self.arrays[each].buffer.used(len(self.steps))
+        return buffers.assign(buffer for buffer in arena.values() if buffer.kind == "arena")
+
+    def _shared(self) -> dict[Node, set[Node]]:
+        """For each torch step's result, itself and every node of whose memory it may be a view."""
+        shares: dict[Node, set[Node]] = {}
+        for node in self.graph.nodes:
+            if node in self.torchs:
+                shares[node] = {node}.union(*(shares.get(source, {source}) for source in self.torchs[node]))
+        return shares
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _of_weights_alone(node: Node, static: set[Node]) -> bool:
+    """Whether a call follows from weights, and may be made before it is needed."""
+    inputs = node.all_input_nodes
+    if not inputs or not all(each in static for each in inputs) or any(u.op == "output" for u in node.users):
+        return False
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded not in tags and not getattr(
+        getattr(node.target, "_schema", None), "is_mutable", False
+    )
+
+
+def _torch_name(node: Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return f"torch {node.target}".removesuffix(".default")
+    return f"torch {getattr(node.target, '__name__', node.target)}"
+
+
+def _places_in_concats(graph: fx.Graph, roots: dict[Node, int]) -> dict[Node, tuple[Node, int]]:
+    """Which nodes can be computed where a concatenation wants them: there, and so many numbers from its beginning.
+
+    That is where the parts lie one after the other in memory, with one image or along the first dimension.
+    """
+    places: dict[Node, tuple[Node, int]] = {}
+    for node in reversed(graph.find_nodes(op="call_function", target=nodes.concat)):
+        parts, dim = node.args
+        if any(n != 1 for n in shape(node)[:dim]):
+            continue
+        offset = 0
+        for part in parts:
+            kernel = part.op == "call_function" and part.target in BINDERS and part not in places
+            if kernel and part not in roots and parts.count(part) == 1:
+                places[part] = (node, offset)
+            offset += int(np.prod(shape(part)))
+    return places

@@ -1,0 +1,309 @@
+"""A lowered graph made ready to run: the memory, the weights as they are now, and one call after the other."""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from operator import attrgetter, getitem, is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from jitconv.memory import memory_of, prefer_huge_pages
+from jitconv.plan.buffers import ALIGNMENT, Array
+from jitconv.plan.capture import Source
+from jitconv.plan.lower import Lowering, Step
+from jitconv.plan.nodes import Node
+
+
+class Weights:
+    """The weights' tensors as they were when what follows from them was computed; `stale` once one is another."""
+
+    def __init__(self, program: "Program", inputs: Sequence[Tensor]) -> None:
+        sources = [source for _, source in program.weights]
+        self.owners = [inputs if source.owner is None else source.owner for source in sources]
+        self.from_inputs = any(source.owner is None for source in sources)
+        self.sources, self.names = sources, [source.name for source in sources]
+        self.read = [source.of(inputs) for source in sources]
+        for (node, _), tensor in zip(program.weights, self.read, strict=True):
+            _same_form(node, tensor)
+        self.untracked = any(tensor.is_inference() for tensor in self.read)  # made under inference_mode: no versions
+        if not self.untracked:
+            self.versions, self.addresses = [*map(_version, self.read)], [*map(_address, self.read)]
+        self.tensors: dict[Any, Tensor] = {
+            node: tensor.detach() for (node, _), tensor in zip(program.weights, self.read, strict=True)
+        }
+        for key, made in program.prepared.items():
+            args, kwargs = fx.node.map_aggregate((made.args, made.kwargs), self._value)
+            self.tensors[key] = made.target(*args, **kwargs)
+        self.contiguous = {node: self.tensors[node].contiguous() for node in program.weight_arrays}
+
+    def _value(self, arg: Any) -> Any:
+        return self.tensors[arg] if isinstance(arg, fx.Node) else arg
+
+    def stale(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether a weight has been replaced, moved, or changed in place since. (Loops in C: each call asks.)"""
+        if self.untracked:
+            return True
+        owners = self.owners
+        if self.from_inputs:
+            owners = [inputs if source.owner is None else source.owner for source in self.sources]
+        return not (
+            all(map(is_, map(getitem, owners, self.names), self.read))
+            and [*map(_version, self.read)] == self.versions
+            and [*map(_address, self.read)] == self.addresses
+        )
+
+
+_version, _address = attrgetter("_version"), Tensor.data_ptr
+
+
+def _same_form(node: Node, tensor: Any) -> None:
+    planned = node.meta["val"]
+    if not isinstance(tensor, Tensor) or tensor.shape != planned.shape or tensor.dtype != planned.dtype:
+        got = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else repr(tensor)
+        raise ValueError(
+            f"{node.name} must stay {tuple(planned.shape)} {planned.dtype} as planned, got {got}: plan again"
+        )
+    if not tensor.is_cpu:
+        raise ValueError(f"{node.name} must stay on the CPU, got {tensor.device}: a plan runs on the CPU")
+
+
+class Program:
+    """A graph for inputs of certain shapes: program(inputs) returns the list of its flat outputs.
+
+    Several threads may call it: each call has a Frame of its own, and frames are kept for later calls.
+    """
+
+    def __init__(self, low: Lowering, mutated: Sequence[Source] = ()) -> None:
+        self.steps, self.prepared, self.outputs, self.mutated = low.steps, low.prepared, low.outputs, mutated
+        self.arena, self.arrays, self.shares = low.arena, low.arrays, low.shares
+        self.weights = [(node, source) for node, source in low.sources.items() if node in low.static]
+        self.inputs = [(node, source.name) for node, source in low.sources.items() if node not in low.static]
+        self.weight_arrays = {array.buffer.key for array in low.arrays.values() if array.buffer.kind == "weight"}
+        self.torch_reads = {node for step in self.steps if step.is_torch for node in step.node.all_input_nodes}
+        self.torch_reads |= {node for node in self.outputs if isinstance(node, fx.Node)}
+        self.has_torch = any(step.is_torch for step in self.steps)
+        self.now: Weights | None = None
+        self.frames: list[Frame] = []
+        self.lock = threading.Lock()
+
+    def timed(self, inputs: Sequence[Any]) -> list[float]:
+        """Run once on these inputs, as a call does, and return the seconds of each step."""
+        frame, weights = Frame(self), self._refresh(inputs)
+        calls, times = frame.calls, []
+
+        def timed(function: Any) -> Any:
+            def run(*args: Any) -> None:
+                start = time.perf_counter()
+                function(*args)
+                times.append(time.perf_counter() - start)
+
+            return run
+
+        frame.calls = [(timed(f) if f != frame._drop else f, args) for f, args in calls]
+        with torch.no_grad(), _without_autocast():
+            frame.run(weights, inputs)
+        return times
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+        weights = self.now
+        if weights is None or weights.stale(inputs):
+            weights = self._refresh(inputs)
+        try:
+            frame = self.frames.pop()
+        except IndexError:
+            frame = Frame(self)
+        try:
+            if self.has_torch:
+                with torch.no_grad(), _without_autocast():
+                    results = frame.run(weights, inputs)
+            else:
+                results = frame.run(weights, inputs)
+        finally:
+            self.frames.append(frame)
+        if self.mutated:
+            with torch.no_grad():
+                for source, result in zip(self.mutated, results, strict=False):
+                    source.of(inputs).copy_(result)
+            return results[len(self.mutated) :]
+        return results
+
+    def _refresh(self, inputs: Sequence[Any]) -> Weights:
+        with self.lock, torch.no_grad():
+            if self.now is None or self.now.stale(inputs):
+                self.now = Weights(self, inputs)
+            return self.now
+
+
+def _without_autocast() -> Any:
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+
+
+class Frame:
+    """The memory of one call at a time, and the steps bound to it: all that need not be done again is done here.
+
+    calls: functions and their argument lists, run one after the other. patches: for what lies elsewhere at each call,
+    by the key of its buffer: the places in argument lists that get a view of it, and the nodes whose value it is.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.weights: Weights | None = None
+        memory = torch.empty(program.arena + ALIGNMENT, dtype=torch.uint8)
+        self.memory, self.start = prefer_huge_pages(memory).numpy(), -memory.data_ptr() % ALIGNMENT
+        self.values: dict[Any, Any] = {}  # what torch steps and the caller read
+        self.patches: dict[Any, list[tuple[list[Any], int, tuple[int, ...], Any, Any, int]]] = {}
+        self.views: dict[Any, list[tuple[Node, Array]]] = {}
+        self.calls: list[tuple[Any, list[Any]]] = []
+        last = self._last_reads()
+        for i, step in enumerate(program.steps):
+            self.calls.append((self._torch, [step]) if step.is_torch else (step.kernel, self._arguments(step)))
+            if i in last:
+                self.calls.append((self._drop, last[i]))
+        for node in program.torch_reads & program.arrays.keys():
+            array = program.arrays[node]
+            if array.buffer.kind == "arena":
+                self.values[node] = torch.from_numpy(self._static(array))
+            elif array.buffer.key is not node or array.buffer.kind == "output":
+                self.views.setdefault(array.buffer.key, []).append((node, array))
+        keys = {array.buffer.key for array in program.arrays.values() if array.buffer.kind == "output"}
+        made = {key: array for key, array in program.arrays.items() if key in keys}
+        prototypes = [torch.empty((), dtype=key.meta["val"].dtype).expand(array.shape) for key, array in made.items()]
+        self.made = [*zip(made, prototypes, strict=True)]
+        self.simple = program.outputs == [*made] and all(len(self.views[key]) == 1 for key in made)
+        if self.simple:  # the results are what kernels fill, and nothing else looks at them
+            for key in made:
+                del self.views[key]
+        used = (*self.patches, *self.views)
+        self.read = [(node, index) for node, index in program.inputs if node in used]
+        self.seen = [(node, index) for node, index in program.inputs if node in program.torch_reads]
+
+    def _last_reads(self) -> dict[int, list[Node]]:
+        """The torch steps' results that nobody needs any more, by the step that is the last to read them."""
+        program, last = self.program, {}
+        for i, step in enumerate(program.steps):
+            read = step.node.all_input_nodes if step.is_torch else [a.buffer.key for a in step.args if _result(a)]
+            if step.is_torch:
+                last[step.node] = i
+            last.update((node, i) for node in read if node in last)
+        kept = {node for node in program.outputs if isinstance(node, fx.Node)}
+        dropped: dict[int, list[Node]] = {}
+        for node, i in last.items():
+            if node not in kept:
+                dropped.setdefault(i, []).append(node)
+        return dropped
+
+    def _arguments(self, step: Step) -> list[Any]:
+        args: list[Any] = []
+        for i, arg in enumerate(step.args):
+            if isinstance(arg, Array) and arg.buffer.kind != "arena":
+                size = memory_of(arg.nbytes)
+                self.patches.setdefault(arg.buffer.key, []).append((args, i, arg.shape, arg.dtype, size, arg.offset))
+                args.append(None)
+            else:
+                args.append(self._static(arg) if isinstance(arg, Array) else arg)
+        return args
+
+    def _static(self, array: Array) -> Any:
+        """An array in the arena."""
+        return np.ndarray(array.shape, array.dtype, self.memory, self.start + array.buffer.offset + array.offset)
+
+    def run(self, weights: Weights, inputs: Sequence[Any]) -> list[Any]:
+        """Compute the outputs of these inputs."""
+        if self.weights is not weights:
+            self._bind_weights(weights)
+        copies = []  # held until the end of the call
+        for node, index in self.read:
+            tensor = inputs[index]
+            if not tensor.is_contiguous():
+                tensor = tensor.contiguous()
+                copies.append(tensor)
+            self._bind(node, tensor)
+        for node, index in self.seen:
+            self.values[node] = inputs[index]
+        made = []
+        for key, prototype in self.made:
+            tensor = torch.empty_like(prototype)
+            self._bind(key, tensor)
+            made.append(tensor)
+        for function, args in self.calls:
+            function(*args)
+        return made if self.simple else self._results(made)
+
+    def _bind(self, key: Any, tensor: Tensor) -> None:
+        """Let the steps find in this tensor what lies in the buffer of this key."""
+        if key in self.patches:
+            address = tensor.data_ptr()
+            for args, i, shape, dtype, memory_at, offset in self.patches[key]:
+                args[i] = np.ndarray(shape, dtype, memory_at(address + offset))
+        if key in self.views:
+            for node, array in self.views[key]:
+                if array.shape != tensor.shape:
+                    first = array.offset // array.dtype.itemsize
+                    self.values[node] = tensor.view(-1)[first : first + math.prod(array.shape)].view(array.shape)
+                else:
+                    self.values[node] = tensor
+
+    def _bind_weights(self, weights: Weights) -> None:
+        for node, tensor in weights.contiguous.items():
+            self._bind(node, tensor)
+        for node in self.program.torch_reads & weights.tensors.keys():
+            self.values[node] = weights.tensors[node]
+        self.weights = weights  # which keeps the tensors alive
+
+    def _torch(self, step: Step) -> None:
+        """Run a torch step; kernels that read its result get it as it now lies in memory."""
+        node = step.node
+        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._value)
+        try:
+            result = node.target(*args, **kwargs)
+        except Exception as error:
+            error.add_note(f"jitconv: in the step {step.name} of a plan{place(node)}")
+            raise
+        if node in self.patches or node in self.views:
+            result = result.contiguous()
+            self._bind(node, result)
+        self.values[node] = result
+
+    def _value(self, arg: Any) -> Any:
+        return self.values[arg] if isinstance(arg, fx.Node) else arg
+
+    def _drop(self, *nodes: Node) -> None:
+        for node in nodes:
+            self.values[node] = None
+
+    def _results(self, made: list[Tensor]) -> list[Any]:
+        results: list[Any] = []
+        for node in self.program.outputs:
+            value = self.values[node] if isinstance(node, fx.Node) else node
+            if isinstance(value, Tensor) and node in self.program.shares and self._is_own(value):
+                value = value.clone()  # a view of memory that the next call overwrites
+            elif isinstance(value, Tensor) and any(value is other for other in results) and node.op != "placeholder":
+                value = value.clone()
+            results.append(value)
+        for node in self.program.torch_reads:
+            if node in self.program.shares or node in self.views:
+                self.values[node] = None
+        return results
+
+    def _is_own(self, value: Tensor) -> bool:
+        storage = value.untyped_storage().data_ptr()
+        own = {
+            tensor.untyped_storage().data_ptr() for tensor in (self.weights.tensors if self.weights else {}).values()
+        }
+        return storage == self.memory.ctypes.data or storage in own
+
+
+def _result(arg: Any) -> bool:
+    return isinstance(arg, Array) and arg.buffer.kind == "result"
+
+
+def place(node: Node) -> str:
+    """Where in the model's source a node comes from: the innermost line that is not torch's."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    own = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
+    return f" ({own[-1].removeprefix('File ')})" if own else ""
