@@ -36,6 +36,8 @@ _TRIPLE, TARGET, FEATURES = compat.target()  # the processor that Numba compiles
 
 REGISTER_BYTES = 64 if "+avx512f" in FEATURES else 32 if "+avx2" in FEATURES else 16  # bytes in a register
 REGISTERS = 32 if REGISTER_BYTES == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
+_ARM = _TRIPLE.startswith(("aarch64", "arm64"))
+_PINNED = "w" if _ARM else {64: "v", 32: "x", 16: "x"}[REGISTER_BYTES] if "86" in _TRIPLE else None  # a vector register
 MR, NR_VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
 DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
 
@@ -152,8 +154,18 @@ class Code:
             address = self.builder.gep(address, [ld])  # r · ld at once: LLVM would load all first, and spill
             for v in range(self.tile.vectors):
                 place = r * self.tile.vectors + v
-                total = self.set(total, place, self.fma(factor, row[v], self.get(total, place)))
+                total = self.set(total, place, self.pinned(self.fma(factor, row[v], self.get(total, place))))
         return total
+
+    def pinned(self, vector):
+        """The vector, computed before anything that follows is loaded: LLVM would load ahead, run out of registers
+
+        and spill. It is an empty piece of assembly that claims to change the register, and all memory.
+        """
+        if _PINNED is None:
+            return vector
+        kind = ir.FunctionType(vector.type, [vector.type])
+        return self.builder.call(ir.InlineAsm(kind, "", f"={_PINNED},0,~{{memory}}", side_effect=True), [vector])
 
     def below(self, i, stop, count):
         """`count` if i < stop, else 0."""

@@ -6,7 +6,6 @@ softmax.py stands on an exp of registers. workers.py shares all of them out to t
 biases' gradients, is bound by memory already: `jit-parallel` computes them.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,34 +13,8 @@ import numpy as np
 
 from jitconv.shapes import class_indices
 from jitconv.variants import Variant, get
-from jitconv.variants.compiling import njit
-from jitconv.variants.threads import Kernel
 from jitconv.variants.tiled import batches, conv2d, fused, linear, phases, pooling, softmax
-from jitconv.variants.tiled.workers import ALONE, team
-
-
-class Tiled(Kernel):
-    """A driver, compiled once, that is told who shares its work, a team and how many workers, and the op's own options.
-
-    Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
-    number that is not finite met zeros that are not part of the sum.
-    """
-
-    leaves_out = False  # the last result, where it is given an array of no size for it
-
-    def __init__(self, driver: Any, plain: Callable[..., None], *options: Any) -> None:
-        kernel = _compiled(driver)
-        super().__init__(kernel, kernel)
-        self.alone = self._alone
-        self.plain, self.options = plain, options
-
-    def _alone(self, *args: Any) -> None:
-        if self.serial(ALONE, 1, *self.options, *args) is False:
-            self.plain(*args)
-
-    def shared(self, threads: int, *args: Any) -> None:
-        if self.parallel(team(), threads, *self.options, *args) is False:
-            self.plain(*args)
+from jitconv.variants.tiled.kernel import Tiled
 
 
 class Pooling(Tiled):
@@ -55,9 +28,6 @@ class Pooling(Tiled):
             plain(*others, out, indices if indices.size > 0 else np.empty(out.shape, np.int64))
 
         super().__init__(driver, run)
-
-
-_compiled = functools.cache(njit)  # once, whatever the options that ops give a driver
 
 
 _drivers = (

@@ -1,0 +1,262 @@
+"""conv2d with channels in the lanes, and its gradient for the input, bound to shapes: what direct.py is asked for.
+
+    kernel = bind((N, C, H, W), weight_shape, dtype, stride, padding, dilation, groups, "nchw", "blocked", Epilogue())
+    kernel(x, kernel.pack(weight), bias, residual, out)
+
+"blocked" images are (N, C/lanes, H, W, lanes), lanes = simd.lanes_of(dtype), the last channels filled up: what lies in
+those lanes is never read. With groups, an image is blocked only if each group's channels are whole blocks.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jitconv.variants.simd import REGISTERS, lanes_of
+from jitconv.variants.tiled import layout
+from jitconv.variants.tiled.activations import hardswish, silu
+from jitconv.variants.tiled.direct import Arrays, Launch, Tables, convolve
+from jitconv.variants.tiled.geometry import Axis, Layout, forward, phases, tables
+from jitconv.variants.tiled.kernel import Tiled
+from jitconv.variants.tiled.layout import Weights, blocks_of, size_of
+from jitconv.variants.tiled.microkernel import TileShape
+
+Pair = tuple[int, int]
+Shape = tuple[int, ...]
+Steps = tuple[int, int, int]  # from an output channel's weights, an input channel's and a group's to the next
+LAYOUTS = ("nchw", "blocked")
+
+PIXELS = (14, 7) if REGISTERS == 32 else (6, 4)  # of a tile with two vectors: few lines are 7 or 21 pixels wide
+TERMS, MOST_TERMS = 144, 200  # of a sum that are added up on their own: as many as 16 channels of 3×3 taps have,
+SHORT_TERMS, FEW_TERMS = 72, 384  # and so many where all are so few that their rounding errors hardly even out
+MANY = 1 << 30
+NEAR, FAR = 20 << 10, 120 << 10  # bytes of weights that stay in the first-level, and in the second-level cache
+BAND = 512 << 10  # bytes of the output that stay in the second-level cache
+FEW_CHANNELS = 4  # of an image that is read as it lies
+
+
+class Epilogue(NamedTuple):
+    """What follows the sum: + residual if there is one, and then the activation.
+
+    activation: None, "relu", "relu6", a pair of bounds, "hardswish" or "silu".
+    """
+
+    activation: Any = None
+    residual: bool = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        if isinstance(self.activation, tuple):
+            return self.activation
+        return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}.get(self.activation, (-math.inf, math.inf))
+
+
+class Sizes(NamedTuple):
+    """A convolution from `inputs` to `outputs` channels in each group, of images of `size` to ones of `out_size`."""
+
+    N: int
+    groups: int
+    inputs: int
+    outputs: int
+    size: Pair
+    out_size: Pair
+
+
+@dataclass(frozen=True)
+class Part:
+    """One launch: some filters, and with them the weights and biases they need, at one phase of the output."""
+
+    shape: TileShape
+    tables: Tables
+    launch: Launch
+    out: int  # where it begins in an image
+    weights: slice
+    bias: Any  # which bias each lane has; None: as they lie
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A function that packs a weight; equal for all kernels that read it the same way."""
+
+    parts: tuple[tuple[Weights, tuple[int, ...]], ...]
+
+    def __call__(self, weight: np.ndarray) -> np.ndarray:
+        packed = layout.empty(self.size, weight.dtype)
+        at = 0
+        for weights, taps in self.parts:
+            size = size_of(weights, taps)
+            if size > 0:
+                target = packed[at : at + size]
+                PACK(weights, np.array(taps, np.int64), weight.reshape(-1), target)
+            at += size
+        return packed
+
+    @cached_property
+    def size(self) -> int:
+        return sum(size_of(weights, taps) for weights, taps in self.parts)
+
+
+CONVOLVE = Tiled(convolve, None)
+PACK = Tiled(layout.pack_weights, None)
+TO_BLOCKED, FROM_BLOCKED = Tiled(layout.to_blocked, None), Tiled(layout.from_blocked, None)
+SMOOTH = {name: Tiled(function, None) for name, function in (("hardswish", hardswish), ("silu", silu))}
+
+
+class Convolution:
+    """A bound convolution, of any number of parts; see the module."""
+
+    def __init__(self, sizes: Sizes, dtype: Any, layouts: tuple[str, str], epilogue: Epilogue) -> None:
+        self.sizes, self.dtype, self.epilogue = sizes, np.dtype(dtype), epilogue
+        self.layout_in, self.layout_out = layouts
+        self.parts: list[Part] = []
+        self.packing: list[tuple[Weights, tuple[int, ...]]] = []
+        self.depthwise = sizes.inputs == sizes.outputs == 1 and sizes.groups > 1
+        self.planar = self.layout_in == "nchw" and not self.depthwise and sizes.inputs <= FEW_CHANNELS
+        lanes = lanes_of(dtype)
+        whole = sizes.groups == 1 or self.depthwise or sizes.inputs % lanes == sizes.outputs % lanes == 0
+        if not whole and "blocked" in layouts:
+            raise ValueError(f"groups of {sizes.inputs} and {sizes.outputs} channels are no whole blocks of {lanes}")
+
+    @cached_property
+    def pack(self) -> Packing:
+        return Packing(tuple(self.packing))
+
+    def add(self, rows: Axis, columns: Axis, taps: tuple[int, ...], steps: Steps) -> None:
+        """Add the output's pixels on two axes; taps: the places of their weights, line by line of the filter."""
+        if rows.length == 0 or columns.length == 0:
+            return
+        wanted = blocks_of(self.sizes.groups if self.depthwise else self.sizes.outputs, self.dtype)
+        pairs = 0 if self.depthwise else wanted // 2
+        if pairs:
+            self._add(rows, columns, taps, steps, (2, 0, pairs))
+        if wanted > 2 * pairs:
+            self._add(rows, columns, taps, steps, (1, 2 * pairs, wanted - 2 * pairs))
+
+    def _add(self, rows: Axis, columns: Axis, taps: Shape, steps: Steps, filters: tuple[int, int, int]) -> None:
+        """Add so many filter tiles of so many vectors, from a block of output channels on: `filters`."""
+        (N, groups, inputs, outputs, (H, W), (H_out, W_out)), lanes = self.sizes, lanes_of(self.dtype)
+        (vectors, first, tiles), itemsize = filters, self.dtype.itemsize
+        width, plane, out_plane = vectors * lanes, H * W, H_out * W_out * lanes
+        if self.depthwise:
+            weights = Weights(1, tiles, width, 1, 0, groups, 1, *steps)
+            groups, tiles = tiles, 1
+        else:
+            depth, flush = (1, 1) if self.planar else _depth(len(taps), inputs, lanes)
+            weights = Weights(groups, tiles, width, depth, first * lanes, outputs, inputs, *steps)
+        if self.depthwise or self.planar:  # what follows each other along a line of the filter are terms of one tap
+            depth, pixel = 1, 1 if self.planar else lanes
+            term = (columns.offsets[1] - columns.offsets[0] if len(columns.offsets) > 1 else 1) * pixel
+            how = Layout(W * pixel, pixel, 1, True, width)
+            blocks = [(c * plane, MANY) for c in range(inputs)]
+            x_image, flush = inputs * plane * pixel, max(1, TERMS // max(1, len(taps)))
+        else:
+            term, how = 1, Layout(W * lanes, lanes, depth, False, depth * width)
+            channels = range(0, inputs, depth)
+            blocks = [(c // lanes * plane * lanes + c % lanes, min(depth, inputs - c)) for c in channels]
+            x_image, pixel = blocks_of(inputs, self.dtype) * plane * lanes, lanes
+        pixels = min(PIXELS, key=lambda n: (-(-columns.length // n) * n, -n))
+        block = len(taps) * depth * width
+        small = len(blocks) * block * itemsize <= FAR
+        start = sum(size_of(*each) for each in self.packing)
+        self.packing.append((weights, taps))
+        launch = Launch(
+            images=N, groups=groups, filters=tiles, lines=rows.length, across=-(-columns.length // pixels),
+            x_image=x_image, x_ld=columns.step * pixel, x_term=term,
+            out_image=blocks_of(outputs, self.dtype) * out_plane, out_plane=out_plane, out_ld=columns.spacing * lanes,
+            block=block, chunk=len(blocks) if small else max(1, NEAR // (block * itemsize)), flush=flush,
+            band=max(1, BAND // (columns.length * width * itemsize)),
+            low=float(self.epilogue.bounds[0]), high=float(self.epilogue.bounds[1]),
+        )  # fmt: skip
+        table = tables(rows, columns, pixels, how, blocks, (W_out * lanes, lanes))
+        shape = TileShape(pixels, vectors, self.depthwise)
+        biases = _biases(weights)
+        self.parts.append(
+            Part(shape, table, launch, first * out_plane, slice(start, start + size_of(weights, taps)), biases)
+        )
+
+    def __call__(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> None:
+        """Fill `out`; residual: an array in out's layout, or None."""
+        sizes, dtype = self.sizes, self.dtype
+        groups = (sizes.N, sizes.groups) if self.depthwise else (sizes.N * sizes.groups, 1)
+        inputs, outputs = sizes.inputs * groups[1], sizes.outputs * groups[1]
+        pixels, out_pixels = sizes.size[0] * sizes.size[1], sizes.out_size[0] * sizes.out_size[1]
+        source, target = x.reshape(-1), out.reshape(-1)
+        rest = np.empty(0, dtype) if residual is None else residual.reshape(-1)
+        if self.layout_in == "nchw" and not self.planar:
+            source = self._blocked("x", source, groups[0], inputs, pixels)
+        if self.layout_out == "nchw":
+            if residual is not None:
+                rest = self._blocked("residual", rest, groups[0], outputs, out_pixels)
+            size = groups[0] * blocks_of(outputs, dtype) * out_pixels * lanes_of(dtype)
+            target = layout.workspace("out", size, dtype)
+        for part in self.parts:
+            own_bias = bias if part.bias is None else np.append(bias, dtype.type(0))[part.bias]
+            arrays = Arrays(source, packed[part.weights], own_bias, rest[part.out :], target[part.out :])
+            CONVOLVE(part.shape, arrays, part.tables, part.launch)
+        if self.layout_out == "nchw":
+            FROM_BLOCKED(target, outputs, out_pixels, out.reshape(-1))
+        if self.epilogue.activation in SMOOTH:
+            SMOOTH[self.epilogue.activation](out.reshape(-1))
+
+    def _blocked(self, name: str, array: Any, groups: int, channels: int, pixels: int) -> Any:
+        size = groups * blocks_of(channels, self.dtype) * pixels * lanes_of(self.dtype)
+        result = layout.workspace(name, size, self.dtype)
+        TO_BLOCKED(array, channels, pixels, result)
+        return result
+
+
+def _depth(taps: int, inputs: int, lanes: int) -> tuple[int, int]:
+    """How many input channels make a block, and how many blocks' terms are added up on their own."""
+    few = taps * inputs <= FEW_TERMS
+    most, wanted, depth = (SHORT_TERMS, SHORT_TERMS, lanes) if few else (MOST_TERMS, TERMS, lanes)
+    while depth > 1 and taps * depth > most:
+        depth //= 2
+    return depth, max(1, wanted // max(1, taps * depth))
+
+
+def _biases(weights: Weights) -> Any:
+    """Which bias each lane of the filter tiles has, the last + 1 where there is none; None: as they lie."""
+    lanes = weights.tiles * weights.width
+    if weights.first == 0 and lanes == weights.outputs:
+        return None
+    o = weights.first + np.arange(lanes)
+    starts = np.arange(weights.groups)[:, None] * weights.outputs
+    return np.where(o < weights.outputs, starts + o, weights.groups * weights.outputs).reshape(-1)
+
+
+def bind(
+    x_shape: Shape, weight_shape: Shape, dtype: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    layout_in: str, layout_out: str, epilogue: Epilogue,
+) -> Convolution:  # fmt: skip
+    """A convolution for these shapes; x_shape: (N, C, H, W) whatever the layout."""
+    (N, C, H, W), (O, _, K_h, K_w) = x_shape, weight_shape
+    H_out = (H + 2 * padding[0] - dilation[0] * (K_h - 1) - 1) // stride[0] + 1
+    W_out = (W + 2 * padding[1] - dilation[1] * (K_w - 1) - 1) // stride[1] + 1
+    size, out_size = (H, W), (H_out, W_out)
+    if (K_h, K_w) == stride == (1, 1) and padding == (0, 0) and W % PIXELS[0]:
+        size = out_size = (1, H * W)  # one long line has fewer tiles that are not full
+    sizes = Sizes(N, groups, C // groups, O // groups, size, out_size)
+    kernel = Convolution(sizes, dtype, (layout_in, layout_out), epilogue)
+    rows = forward(size[0], out_size[0], K_h, stride[0], padding[0], dilation[0])
+    columns = forward(size[1], out_size[1], K_w, stride[1], padding[1], dilation[1])
+    area, inputs = K_h * K_w, C // groups
+    kernel.add(rows, columns, tuple(range(area)), (inputs * area, area, O // groups * inputs * area))
+    return kernel
+
+
+def bind_grad_input(
+    grad_shape: Shape, weight_shape: Shape, dtype: Any, stride: Pair, padding: Pair, dilation: Pair, x_shape: Shape,
+    layout_in: str = "nchw", layout_out: str = "nchw",
+) -> Convolution:  # fmt: skip
+    """The gradient for the input: ∂z convolved with the filters turned about, for each phase of the stride."""
+    (N, C, H, W), (O, inputs, K_h, K_w) = x_shape, weight_shape
+    groups, area = C // inputs, K_h * K_w
+    sizes = Sizes(N, groups, O // groups, inputs, (grad_shape[2], grad_shape[3]), (H, W))
+    kernel = Convolution(sizes, dtype, (layout_in, layout_out), Epilogue())
+    for rows in phases(H, grad_shape[2], K_h, stride[0], padding[0], dilation[0]):
+        for columns in phases(W, grad_shape[3], K_w, stride[1], padding[1], dilation[1]):
+            taps = tuple(i * K_w + j for i in rows.taps for j in columns.taps)
+            kernel.add(rows, columns, taps, (area, inputs * area, O // groups * inputs * area))
+    return kernel

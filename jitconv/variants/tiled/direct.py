@@ -1,0 +1,179 @@
+"""Convolution with channels in the lanes: activations (N, C/lanes, H, W, lanes), taps outside the image left out.
+
+A register tile is some pixels of a line × some vectors of output channels. For every tap of the filter and every input
+channel it loads the vectors' weights once, and multiplies them with the channel's number of each pixel. What a tile
+adds up is listed in tables, made when the convolution is bound (geometry.py): so one driver, compiled once for each
+shape of tile, serves every size, stride, padding and dilation, and the gradient for the input too.
+
+Input channels come a block at a time, and a chunk of blocks for all pixels: its weights stay in the first-level cache
+while those of the next are fetched, and partial sums in the output.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from jitconv.variants.compiling import inner
+from jitconv.variants.simd import lanes
+from jitconv.variants.tiled.microkernel import (
+    add_channels,
+    clamp,
+    fma_pixels,
+    fma_some_pixels,
+    load_add_pixels,
+    prefetch_line,
+    prefetch_pixels,
+    store_pixels,
+    vectors_of,
+    zeros_of,
+)
+from jitconv.variants.tiled.product import share
+from jitconv.variants.tiled.workers import each_worker
+
+UNROLL = 4  # terms of a sum: enough work that the loop over them is cheap, and its end foreseen
+TILE, TAP = 11, 5  # numbers of a line of the tables
+
+
+class Tables(NamedTuple):
+    """What each tile adds up; flat, TILE numbers for each tile of an image, TAP for each tap that one meets.
+
+    tiles: where it begins in x and in the output; the first and last + 1 of its taps that meet all its pixels, all but
+    the first one, all but the last, some; how many pixels of it there are.
+    taps: where it begins in x and in the weights, how many terms it has, the first and last + 1 pixel that it meets.
+    blocks: where each block of input channels begins in x, and the most terms that a tap has in it.
+    """
+
+    tiles: Any
+    taps: Any
+    blocks: Any
+
+
+class Arrays(NamedTuple):
+    """All flat; a residual of no size is none."""
+
+    x: Any
+    weights: Any
+    bias: Any
+    residual: Any
+    out: Any
+
+
+class Launch(NamedTuple):
+    """The sizes of a convolution of `images` with `groups` of filters each, and distances in numbers."""
+
+    images: int
+    groups: int
+    filters: int  # register tiles side by side in the output channels of a group
+    lines: int  # of the output
+    across: int  # tiles in a line
+    x_image: int  # from an image, or a group of one, to the next
+    x_ld: int  # from a pixel of a tile to the next
+    x_term: int  # from a term of a tap to the next
+    out_image: int
+    out_plane: int
+    out_ld: int
+    block: int  # the weights of a block of input channels: of a filter tile they follow each other
+    chunk: int  # blocks of input channels that all pixels of a band pass together
+    flush: int  # blocks whose terms are added up on their own, which bounds the rounding error
+    band: int  # lines, those of an image after those of the one before
+    low: float
+    high: float
+
+
+def convolve(team, workers, shape, arrays, tables, launch):
+    """out = min(max(bias + Σ weights · x + residual, low), high)"""
+    each_worker(team, workers, _convolve, (shape, arrays, tables, launch))
+
+
+@inner
+def _convolve(worker, workers, shape, arrays, tables, launch):
+    """The worker's part of all lines of all filters, so that it reads the weights of most filters alone."""
+    lines = launch.images * launch.lines
+    begin, end = share(launch.groups * launch.filters * lines, worker, workers, 1)
+    for filters in range(begin // lines, (end + lines - 1) // lines):
+        first, last = max(begin - filters * lines, 0), min(end - filters * lines, lines)
+        for top in range(first, last, launch.band):
+            band = top, min(top + launch.band, last)
+            for block in range(0, len(tables.blocks) // 2, launch.chunk):
+                _tiles(shape, arrays, tables, launch, filters, band, block)
+
+
+@inner
+def _tiles(shape, arrays, tables, launch, filters, band, block):
+    """Add a chunk of blocks, from `block` on, to all tiles of a band of lines."""
+    blocks, step = len(tables.blocks) // 2, vectors_of(shape) * lanes(arrays.x)
+    chunk, group = (block, min(block + launch.chunk, blocks)), filters // launch.filters
+    plane = filters % launch.filters * vectors_of(shape) * launch.out_plane
+    for index in range(band[0] * launch.across, band[1] * launch.across):
+        image, tile = divmod(index, launch.lines * launch.across)
+        image = image * launch.groups + group
+        at = image * launch.x_image, filters * blocks * launch.block, image * launch.out_image + plane, filters * step
+        _tile(shape, arrays, tables, launch, tile, at, chunk)
+
+
+@inner
+def _tile(shape, arrays, tables, launch, tile_index, at, chunk):
+    """Add a chunk of blocks to one tile; at: where its image, weights, output plane and biases begin."""
+    (x, weights, bias, residual, out), (tiles, taps, blocks) = arrays, tables
+    line = tiles[tile_index * TILE : (tile_index + 1) * TILE]
+    o, pixels, ld, plane = at[2] + line[1], line[10], launch.out_ld, launch.out_plane
+    tile, begun, pending = zeros_of(shape, x), chunk[0] > 0, 0
+    # What is asked for is as far ahead as the next chunk's weights, a quarter of its lines for each tile.
+    steps = launch.x_ld, launch.x_term, launch.chunk * launch.block + tile_index % UNROLL * vectors_of(shape) * lanes(x)
+    prefetch_pixels(tile, out, o, ld, plane)
+    for block in range(chunk[0], chunk[1]):
+        if pending == launch.flush:
+            if begun:
+                tile = load_add_pixels(tile, out, o, ld, plane, pixels)
+            store_pixels(tile, out, o, ld, plane, pixels)
+            tile, begun, pending = zeros_of(shape, x), True, 0
+        i, j, most = at[0] + line[0] + blocks[2 * block], at[1] + block * launch.block, blocks[2 * block + 1]
+        tile = _all_pixels(shape, tile, x, i, weights, j, taps, (line[2], line[3]), most, steps)
+        tile = _but_the_first(shape, tile, x, i, weights, j, taps, (line[4], line[5]), most, steps)
+        tile = _but_the_last(shape, tile, x, i, weights, j, taps, (line[6], line[7]), most, steps)
+        tile = _some_pixels(shape, tile, x, i, weights, j, taps, (line[8], line[9]), most, steps)
+        pending += 1
+    if begun:
+        tile = load_add_pixels(tile, out, o, ld, plane, pixels)
+    if 2 * chunk[1] == len(blocks):
+        tile = add_channels(tile, bias, at[3])
+        if residual.size > 0:
+            tile = load_add_pixels(tile, residual, o, ld, plane, pixels)
+        tile = clamp(tile, launch.low, launch.high)
+    store_pixels(tile, out, o, ld, plane, pixels)
+
+
+def _over_taps(above, below):
+    @partial(inner, forceinline=True)
+    def add_up(shape, tile, x, x_at, weights, w_at, taps, some, most, steps):
+        """Add some taps, which meet all pixels but `above` first and `below` last ones."""
+        (x_ld, x_term, ahead), step = steps, vectors_of(shape) * lanes(x)
+        for tap in range(some[0], some[1]):
+            i, j, terms = x_at + taps[tap * TAP], w_at + taps[tap * TAP + 1], min(taps[tap * TAP + 2], most)
+            for c in range(0, terms - UNROLL + 1, UNROLL):
+                a, b = i + c * x_term, j + c * step
+                prefetch_line(weights, b + ahead)
+                prefetch_line(weights, b + ahead + lanes(x))
+                tile = fma_pixels(shape, tile, x, a, x_ld, weights, b, above, below)
+                tile = fma_pixels(shape, tile, x, a + x_term, x_ld, weights, b + step, above, below)
+                tile = fma_pixels(shape, tile, x, a + 2 * x_term, x_ld, weights, b + 2 * step, above, below)
+                tile = fma_pixels(shape, tile, x, a + 3 * x_term, x_ld, weights, b + 3 * step, above, below)
+            for c in range(terms // UNROLL * UNROLL, terms):
+                tile = fma_pixels(shape, tile, x, i + c * x_term, x_ld, weights, j + c * step, above, below)
+        return tile
+
+    return add_up
+
+
+_all_pixels, _but_the_first, _but_the_last = _over_taps(0, 0), _over_taps(1, 0), _over_taps(0, 1)
+
+
+@partial(inner, forceinline=True)
+def _some_pixels(shape, tile, x, x_at, weights, w_at, taps, some, most, steps):
+    """Add some taps, which meet the pixels that their lines say."""
+    (x_ld, x_term, _), step = steps, vectors_of(shape) * lanes(x)
+    for tap in range(some[0], some[1]):
+        i, j, terms = x_at + taps[tap * TAP], w_at + taps[tap * TAP + 1], min(taps[tap * TAP + 2], most)
+        first, last = taps[tap * TAP + 3], taps[tap * TAP + 4]
+        for c in range(terms):
+            tile = fma_some_pixels(shape, tile, x, i + c * x_term, x_ld, weights, j + c * step, first, last)
+    return tile

@@ -1,0 +1,129 @@
+"""Weights as blocked convolutions read them, and images from (N, C, H, W) to (N, C/lanes, H, W, lanes) and back."""
+
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jitconv.variants.compiling import inner
+from jitconv.variants.simd import lanes, lanes_of
+from jitconv.variants.tiled.product import share, transpose_matrix
+from jitconv.variants.tiled.workers import each_worker
+
+LINE = 64  # bytes of the cache's
+
+
+def empty(size: int, dtype: Any) -> np.ndarray:
+    """An array of so many numbers that begins with a line of the cache."""
+    dtype = np.dtype(dtype)
+    numbers = np.empty(size + LINE // dtype.itemsize, dtype)
+    skip = -numbers.ctypes.data % LINE // dtype.itemsize
+    return numbers[skip : skip + size]
+
+
+_own = threading.local()
+
+
+def workspace(name: str, size: int, dtype: Any) -> np.ndarray:
+    """Memory for so many numbers, which this thread's kernels use one after the other; it is kept, and only grows."""
+    key = f"{name} {np.dtype(dtype)}"
+    found = getattr(_own, key, None)
+    if found is None or found.size < size:
+        found = empty(size, dtype)
+        setattr(_own, key, found)
+    return found[:size]
+
+
+class Weights(NamedTuple):
+    """Which weight is where, in elements: for `groups` · `tiles` filter tiles, `width` output channels side by side.
+
+    A tile has its input channels in blocks of `depth`; channels that are missing are 0. An output channel, an input
+    channel and a group are so far apart in the weight; first: the first output channel of a group.
+    """
+
+    groups: int
+    tiles: int
+    width: int
+    depth: int
+    first: int
+    outputs: int  # of a group
+    inputs: int
+    output: int
+    input: int
+    group: int
+
+
+def size_of(weights: Weights, taps: tuple[int, ...]) -> int:
+    blocks = -(-weights.inputs // weights.depth)
+    return weights.groups * weights.tiles * blocks * len(taps) * weights.depth * weights.width
+
+
+def pack_weights(team, workers, weights, taps, source, target):
+    """target[tile, block, tap, c, o] = the weight of output channel o, input channel c and tap; taps: their places."""
+    each_worker(team, workers, _pack_weights, (weights, taps, source, target))
+
+
+@inner
+def _pack_weights(worker, workers, weights, taps, source, target):
+    depth, width, blocks = weights.depth, weights.width, (weights.inputs + weights.depth - 1) // weights.depth
+    size = taps.size * depth * width
+    begin, end = share(weights.groups * weights.tiles * blocks, worker, workers, 1)
+    for index in range(begin, end):
+        tile, block = divmod(index, blocks)
+        group, o = divmod(tile, weights.tiles)
+        o, c = weights.first + o * width, block * depth
+        some = min(width, weights.outputs - o), min(depth, weights.inputs - c)
+        part = target[index * size : (index + 1) * size]
+        if some != (width, depth):
+            part[:] = 0
+        _pack_block(source[group * weights.group + o * weights.output + c * weights.input :], taps, weights, some, part)
+
+
+@inner
+def _pack_block(source, taps, weights, some, target):
+    """One block; the longer way in memory is the outer loop."""
+    outputs, inputs = some
+    steps, apart, to, each = (weights.output, weights.input), (outputs, inputs), (1, weights.width), 0
+    if weights.output < weights.input:
+        steps, apart, to = (weights.input, weights.output), (inputs, outputs), (weights.width, 1)
+    for a in range(apart[0]):
+        for b in range(apart[1]):
+            i, each = a * steps[0] + b * steps[1], a * to[0] + b * to[1]
+            for tap in range(taps.size):
+                target[tap * weights.depth * weights.width + each] = source[i + taps[tap]]
+
+
+def to_blocked(team, workers, x, C, pixels, out):
+    """out[group, block, pixel, lane] = x[group, channel, pixel] of images or groups of C channels each, flat."""
+    each_worker(team, workers, _to_blocked, (x, C, pixels, out))
+
+
+@inner
+def _to_blocked(worker, workers, x, C, pixels, out):
+    lane = lanes(x)
+    blocks = (C + lane - 1) // lane
+    begin, end = share(x.size // (C * pixels) * blocks, worker, workers, 1)
+    for index in range(begin, end):
+        group, block = divmod(index, blocks)
+        count, i = min(lane, C - block * lane), (group * C + block * lane) * pixels
+        transpose_matrix(x[i:], count, pixels, pixels, out[index * pixels * lane :], lane)
+
+
+def from_blocked(team, workers, x, C, pixels, out):
+    """out[group, channel, pixel] = x[group, block, pixel, lane] of images or groups of C channels each, flat."""
+    each_worker(team, workers, _from_blocked, (x, C, pixels, out))
+
+
+@inner
+def _from_blocked(worker, workers, x, C, pixels, out):
+    lane = lanes(x)
+    blocks = (C + lane - 1) // lane
+    begin, end = share(out.size // (C * pixels) * blocks, worker, workers, 1)
+    for index in range(begin, end):
+        group, block = divmod(index, blocks)
+        count, i = min(lane, C - block * lane), (group * C + block * lane) * pixels
+        transpose_matrix(x[index * pixels * lane :], pixels, count, lane, out[i:], pixels)
+
+
+def blocks_of(C: int, dtype: Any) -> int:
+    return -(-C // lanes_of(dtype))

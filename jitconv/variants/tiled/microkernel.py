@@ -1,0 +1,257 @@
+"""The register tile of a blocked convolution: some pixels of a line × some vectors of output channels.
+
+A `TileShape` is an argument whose type carries the tile's constants, so that one driver is compiled once for each.
+Row r of a tile is pixel r, and its registers are that pixel's output channels:
+
+    tile = zeros_of(shape, array)                           all 0; dtype from the array
+    tile = fma_pixels(shape, tile, x, i, ld, w, j, above, below)
+        tile[r, v] += x[i + r·ld] · w[j + v]                for all rows but so many first and last ones (literal)
+    tile = fma_some_pixels(shape, tile, x, i, ld, w, j, first, last)
+        the same for first ≤ r < last
+    tile = load_add_pixels(tile, c, i, ld, vector_ld, n)    tile[r, v] += c[i + r·ld + v·vector_ld …] for r < n
+    store_pixels(tile, c, i, ld, vector_ld, n)              c[i + r·ld + v·vector_ld …] = tile[r, v] for r < n
+    prefetch_pixels(tile, c, i, ld, vector_ld)              bring what `store_pixels` will write into the cache
+    tile = add_channels(tile, b, j)                         tile[r, v] += b[j + v]
+    tile = clamp(tile, low, high)                           min(max(tile, low), high); NaN stays NaN
+    prefetch_line(array, i)                                 bring array[i], to be read, into the second-level cache
+
+Of a depthwise shape, x[i + r·ld …] is a register, one number for each lane. As in simd.py, no index is checked.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
+
+from jitconv.variants.simd import INDEX, INT, Code, Tile
+
+TO_READ, TO_WRITE, SECOND_LEVEL, FIRST_LEVEL, DATA = 0, 1, 2, 3, 1  # what llvm.prefetch calls them
+
+
+class TileShape:
+    """pixels × vectors registers; depthwise: each output channel reads the input channel of its own lane."""
+
+    def __init__(self, pixels: int, vectors: int, depthwise: bool = False) -> None:
+        self.pixels, self.vectors, self.depthwise = pixels, vectors, depthwise
+
+
+class _TileShapeType(types.Opaque):
+    def __init__(self, pixels, vectors, depthwise):
+        self.pixels, self.vectors, self.depthwise = pixels, vectors, depthwise
+        super().__init__(name=f"TileShape({pixels}, {vectors}, {depthwise})")
+
+
+register_model(_TileShapeType)(models.OpaqueModel)
+
+
+@typeof_impl.register(TileShape)
+def _type_of_shape(shape, context):
+    return _TileShapeType(shape.pixels, shape.vectors, shape.depthwise)
+
+
+@unbox(_TileShapeType)
+def _unbox_shape(kind, value, context):
+    return NativeValue(context.context.get_dummy_value())
+
+
+class _Pixels(Code):
+    """Emits what is done to the rows of a tile."""
+
+    def channels(self, array_type, array, j):
+        """The registers of array[j + v]."""
+        step = self.tile.lanes
+        places = (self.at(array_type, array, j, ir.Constant(INDEX, v * step)) for v in range(self.tile.vectors))
+        return [self.load(place) for place in places]
+
+    def row(self, total, r):
+        return [self.get(total, r * self.tile.vectors + v) for v in range(self.tile.vectors)]
+
+    def with_row(self, total, r, row):
+        for v, vector in enumerate(row):
+            total = self.set(total, r * self.tile.vectors + v, vector)
+        return total
+
+    def multiplied(self, row, address, weights, depthwise):
+        factor = self.load(address) if depthwise else self.broadcast(self.builder.load(address))
+        return [self.pinned(self.fma(factor, *pair)) for pair in zip(weights, row, strict=True)]
+
+    def below(self, r, n):
+        return self.builder.icmp_signed("<", ir.Constant(INDEX, r), n)
+
+    def where(self, inside, row, change):
+        """The registers of a row, changed where `inside` is true, of which nothing is computed elsewhere."""
+        slots = [cgutils.alloca_once(self.builder, self.tile.vector) for _ in row]
+        for slot, vector in zip(slots, row, strict=True):
+            self.builder.store(vector, slot)
+        with self.builder.if_then(inside):
+            for slot, vector in zip(slots, change(row), strict=True):
+                self.builder.store(vector, slot)
+        return [self.builder.load(slot) for slot in slots]
+
+    def addresses(self, array_type, array, i, ld, vector_ld):
+        """For each row, where its registers lie in an array: functions, because their code belongs where it is used."""
+        builder = self.builder
+
+        def of_row(r):
+            row = builder.add(i, builder.mul(ir.Constant(INDEX, r), ld))
+            apart = (builder.mul(ir.Constant(INDEX, v), vector_ld) for v in range(self.tile.vectors))
+            return [self.at(array_type, array, row, offset) for offset in apart]
+
+        return of_row
+
+
+def _constant(number):
+    return lambda context, builder, signature, args: ir.Constant(INDEX, number)
+
+
+@intrinsic
+def pixels_of(typing, shape):
+    return types.intp(shape), _constant(shape.pixels)
+
+
+@intrinsic
+def vectors_of(typing, shape):
+    return types.intp(shape), _constant(shape.vectors)
+
+
+@intrinsic
+def zeros_of(typing, shape, array):
+    tile = Tile(array.dtype, shape.pixels, shape.vectors)
+
+    def code(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(tile), None)
+
+    return tile(shape, array), code
+
+
+@intrinsic
+def fma_pixels(typing, shape, tile, x, i, ld, w, j, above, below):
+    if not (isinstance(above, types.IntegerLiteral) and isinstance(below, types.IntegerLiteral)):
+        return None
+    inside = range(above.literal_value, tile.rows - below.literal_value)
+
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        _, total, x_value, i_value, ld_value, w_value, j_value, *_ = args
+        weights, address = emit.channels(w, w_value, j_value), emit.at(x, x_value, i_value)
+        for r in range(tile.rows):
+            if r in inside:
+                row = emit.multiplied(emit.row(total, r), address, weights, shape.depthwise)
+                total = emit.with_row(total, r, row)
+            address = builder.gep(address, [ld_value])
+        return total
+
+    return tile(shape, tile, x, types.intp, types.intp, w, types.intp, above, below), code
+
+
+@intrinsic
+def fma_some_pixels(typing, shape, tile, x, i, ld, w, j, first, last):
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        _, total, x_value, i_value, ld_value, w_value, j_value, first_value, last_value = args
+        weights, address = emit.channels(w, w_value, j_value), emit.at(x, x_value, i_value)
+        for r in range(tile.rows):
+            from_first = builder.icmp_signed("<=", first_value, ir.Constant(INDEX, r))
+            inside = builder.and_(from_first, emit.below(r, last_value))
+
+            def change(row, address=address):
+                return emit.multiplied(row, address, weights, shape.depthwise)
+
+            total = emit.with_row(total, r, emit.where(inside, emit.row(total, r), change))
+            address = builder.gep(address, [ld_value])
+        return total
+
+    return tile(shape, tile, x, types.intp, types.intp, w, *(types.intp,) * 3), code
+
+
+@intrinsic
+def load_add_pixels(typing, tile, c, i, ld, vector_ld, n):
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        total, c_value, *places, n_value = args
+        addresses = emit.addresses(c, c_value, *places)
+        for r in range(tile.rows):
+
+            def change(row, r=r):
+                pairs = zip(row, addresses(r), strict=True)
+                return [builder.fadd(vector, emit.load(address)) for vector, address in pairs]
+
+            row = emit.where(emit.below(r, n_value), emit.row(total, r), change)
+            total = emit.with_row(total, r, row)
+        return total
+
+    return tile(tile, c, *(types.intp,) * 4), code
+
+
+@intrinsic
+def store_pixels(typing, tile, c, i, ld, vector_ld, n):
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        total, c_value, *places, n_value = args
+        addresses = emit.addresses(c, c_value, *places)
+        for r in range(tile.rows):
+            with builder.if_then(emit.below(r, n_value)):
+                for vector, address in zip(emit.row(total, r), addresses(r), strict=True):
+                    emit.store(vector, address)
+        return context.get_dummy_value()
+
+    return types.void(tile, c, *(types.intp,) * 4), code
+
+
+@intrinsic
+def prefetch_pixels(typing, tile, c, i, ld, vector_ld):
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        addresses = emit.addresses(c, *args[1:])
+        for r in range(tile.rows):
+            for address in addresses(r):
+                _prefetch(emit, address, TO_WRITE, FIRST_LEVEL)
+        return context.get_dummy_value()
+
+    return types.void(tile, c, *(types.intp,) * 3), code
+
+
+@intrinsic
+def prefetch_line(typing, array, i):
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, Tile(array.dtype, 1, 1))
+        _prefetch(emit, emit.at(array, *args), TO_READ, SECOND_LEVEL)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
+
+
+def _prefetch(emit, address, *hints):
+    emit.call("llvm.prefetch.p0", ir.VoidType(), address, *(ir.Constant(INT, hint) for hint in (*hints, DATA)))
+
+
+@intrinsic
+def add_channels(typing, tile, b, j):
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        total, channels = args[0], emit.channels(b, *args[1:])
+        for r in range(tile.rows):
+            row = [builder.fadd(*pair) for pair in zip(emit.row(total, r), channels, strict=True)]
+            total = emit.with_row(total, r, row)
+        return total
+
+    return tile(tile, b, types.intp), code
+
+
+@intrinsic
+def clamp(typing, tile, low, high):
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        total = args[0]
+        ends = (
+            context.cast(builder, value, kind, tile.dtype) for value, kind in zip(args[1:], (low, high), strict=True)
+        )
+        least, most = map(emit.broadcast, ends)
+        for place in range(len(tile.registers)):
+            vector = emit.get(total, place)
+            vector = builder.select(builder.fcmp_ordered("<", vector, least), least, vector)
+            vector = builder.select(builder.fcmp_ordered(">", vector, most), most, vector)
+            total = emit.set(total, place, vector)
+        return total
+
+    return tile(tile, low, high), code
