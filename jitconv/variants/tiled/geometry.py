@@ -70,7 +70,7 @@ def tables(rows: Axis, columns: Axis, pixels: int, layout: Layout, blocks: Any, 
     across = -(-columns.length // pixels)
     width = -(-columns.length // across) if across else 0
     taps: list[tuple[int, ...]] = []
-    # Where the taps of each kind begin, and how many are in a row of the filter, twice for each tile of a line: those of
+    # Where the taps of each kind begin, and how many are in a row of the filter, twice for each tile: those of
     # its own pixels, and those that may read on into the next line, for pixels that are not stored.
     starts: list[list[tuple[int, int]]] = []
     for t in range(across):
