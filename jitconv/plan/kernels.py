@@ -13,6 +13,8 @@ from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
 
+FEW_CHANNELS = 16
+
 
 @dataclass
 class Bound:
@@ -62,6 +64,8 @@ def multiply_adds(out: Array, weight: Node) -> int:
 
 def conv2d(low: Any, node: Node) -> list[Bound] | None:
     x, weight, bias, convolution, residual, activation = [*node.args, None, None][:6]
+    if low.training and shape(weight)[1] >= FEW_CHANNELS:
+        return None  # torch's, whose weights need not be packed after each step
     variant, out = low.variant, low.out(node)
     image, target = images(low.array(x)), images(out)
     args = [image, low.array(weight), bias_of(low, bias, weight), *geometry(x, weight, convolution)[:3], target]

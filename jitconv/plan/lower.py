@@ -52,8 +52,10 @@ class Prepared:
 class Lowering:
     """The state while a graph is lowered: what is known of each node so far, and the steps."""
 
-    def __init__(self, graph: fx.Graph, sources: Sequence[Source], variant: Variant, static: set[Node]) -> None:
-        self.graph, self.variant = graph, variant
+    def __init__(
+        self, graph: fx.Graph, sources: Sequence[Source], variant: Variant, static: set[Node], training: bool = False
+    ) -> None:
+        self.graph, self.variant, self.training = graph, variant, training
         self.steps: list[Step] = []
         self.arrays: dict[Node, Array] = {}  # of nodes that kernels have made or may read
         self.torchs: dict[Node, set[Node]] = {}  # of torch steps' results: what they may share memory with

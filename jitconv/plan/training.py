@@ -1,0 +1,139 @@
+"""Dynamo's graph before AOTAutograd splits it: layers become jitconv's operators, so that what is fused has gradients.
+
+A fused forward keeps less for its backward: the pooled convolution its indices instead of its whole result, linear with
+relu its result alone. Convolutions of many channels stay torch's, whose gradients are faster there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from jitconv import ops, shapes, variants
+
+FEW_CHANNELS = 16
+
+CONV2D = (F.conv2d, torch.conv2d)
+LINEAR = (F.linear,)
+RELU = (F.relu, torch.relu, F.relu_, torch.relu_)
+MAX_POOL2D = (F.max_pool2d, torch.max_pool2d)
+
+
+def fuse(graph: fx.GraphModule) -> int:
+    """Replace layers, and layers with what follows them, by this module's functions; return how many."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target in CONV2D and _few_channels(node):
+            count += _fuse_convolution(node)
+        elif node.op == "call_function" and node.target in LINEAR and _of_floats(node.args[0]):
+            count += _fuse_linear(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return count
+
+
+def _few_channels(node: Any) -> bool:
+    value = _value(node.args[0])
+    return (
+        _of_floats(node.args[0])
+        and value.dim() == 4
+        and isinstance(value.shape[1], int)
+        and value.shape[1] < FEW_CHANNELS
+    )
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("example_value") if isinstance(node, fx.Node) else None
+
+
+def _of_floats(node: Any) -> bool:
+    value = _value(node)
+    return isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64) and value.device.type == "cpu"
+
+
+def _next(node: Any, targets: tuple[Any, ...], method: str) -> Any:
+    """The one user of a node, if it calls one of the functions or the method."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    called = (
+        user.target in targets if user.op == "call_function" else user.op == "call_method" and user.target == method
+    )
+    return user if called and user.args and user.args[0] is node else None
+
+
+def _fuse_convolution(node: Any) -> int:
+    relu = _next(node, RELU, "relu")
+    pool = _next(relu or node, MAX_POOL2D, "")
+    if pool is None and relu is not None:
+        return _replace(relu, conv2d_relu, node.args, node.kwargs)
+    pooling = pool is not None and _side_by_side(pool)
+    if pooling and relu is not None:
+        return _replace(pool, conv2d_relu_max_pool2d, node.args, node.kwargs)
+    if pooling:
+        return _replace(pool, conv2d_max_pool2d, node.args, node.kwargs)
+    return 0
+
+
+def _side_by_side(pool: Any) -> bool:
+    """Whether windows are 2×2, one beside the other."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    given = dict(zip(names, pool.args[1:], strict=False)) | {k: v for k, v in pool.kwargs.items() if k in names}
+    try:
+        window = shapes.pooling((1, 1, 8, 8), given["kernel_size"], given.get("stride"), given.get("padding", 0))
+    except (KeyError, TypeError, ValueError):
+        return False
+    plain = given.get("dilation", 1) in (1, (1, 1), [1, 1]) and not given.get("ceil_mode")
+    return plain and not given.get("return_indices") and window[:3] == ((2, 2), (2, 2), (0, 0))
+
+
+def _fuse_linear(node: Any) -> int:
+    relu = _next(node, RELU, "relu")
+    return _replace(relu or node, linear_relu if relu is not None else linear, node.args, node.kwargs)
+
+
+def _replace(node: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> int:
+    with node.graph.inserting_before(node):
+        made = node.graph.call_function(function, args, kwargs)
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    node.graph.erase_node(node)
+    return 1
+
+
+def _best() -> variants.Variant:
+    return variants.resolve(None, "cpu")
+
+
+def conv2d_relu(input: Tensor, weight: Tensor, bias: Any = None, *options: Any, **named: Any) -> Tensor:
+    """relu(conv2d(…)); arguments as torch.nn.functional.conv2d's."""
+    geometry = shapes.conv2d(input, weight, bias, *options, **named)
+    return ops.conv2d_relu(_best(), input, weight, bias, *geometry)
+
+
+def conv2d_max_pool2d(input: Tensor, weight: Tensor, bias: Any = None, *options: Any, **named: Any) -> Tensor:
+    """max_pool2d(conv2d(…), 2)"""
+    geometry = shapes.conv2d(input, weight, bias, *options, **named)
+    windows = shapes.pooling((input.shape[0], weight.shape[0], *geometry.size), 2)
+    out, _ = ops.conv2d_max_pool2d(_best(), input, weight, bias, *geometry, *windows)
+    return out
+
+
+def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Any = None, *options: Any, **named: Any) -> Tensor:
+    """max_pool2d(relu(conv2d(…)), 2), as relu(max_pool2d(conv2d(…), 2))."""
+    return ops.relu(_best(), conv2d_max_pool2d(input, weight, bias, *options, **named))
+
+
+def linear(input: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    shapes.linear(input, weight, bias)
+    rows = ops.linear(_best(), input.reshape(-1, input.shape[-1]), weight, bias)
+    return rows.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def linear_relu(input: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    """relu(linear(…))"""
+    shapes.linear(input, weight, bias)
+    rows = ops.linear_relu(_best(), input.reshape(-1, input.shape[-1]), weight, bias)
+    return rows.reshape(*input.shape[:-1], weight.shape[0])
