@@ -1,4 +1,4 @@
-"""`torch.compile(model, backend="jitconv")`: Dynamo's graphs as plans, for inference and, through AOTAutograd, training.
+"""`torch.compile(model, backend="jitconv")`: Dynamo's graphs as plans, for inference and for training.
 
 What must stay one operation across the split into forward and backward becomes one before it: training.py rewrites
 Dynamo's graph. AOTAutograd then writes graphs of aten's and jitconv's operations without in-place ones, as torch.export

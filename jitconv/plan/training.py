@@ -25,11 +25,12 @@ def fuse(graph: fx.GraphModule) -> int:
     """Replace layers, and layers with what follows them, by this module's functions; return how many."""
     count = 0
     for node in list(graph.graph.nodes):
-        if node.op == "call_function" and node.target in CONV2D and _few_channels(node):
+        if node.op != "call_function" or not node.args:
+            continue
+        if node.target in CONV2D and _few_channels(node):
             count += _fuse_convolution(node)
-        elif node.op == "call_function" and node.target in LINEAR and _of_floats(node.args[0]):
+        elif node.target in LINEAR and _of_floats(node.args[0]):
             count += _fuse_linear(node)
-    graph.graph.eliminate_dead_code()
     graph.recompile()
     return count
 
@@ -58,9 +59,8 @@ def _next(node: Any, targets: tuple[Any, ...], method: str) -> Any:
     if len(node.users) != 1:
         return None
     (user,) = node.users
-    called = (
-        user.target in targets if user.op == "call_function" else user.op == "call_method" and user.target == method
-    )
+    function = user.op == "call_function" and user.target in targets
+    called = function or (user.op == "call_method" and user.target == method)
     return user if called and user.args and user.args[0] is node else None
 
 
@@ -95,11 +95,15 @@ def _fuse_linear(node: Any) -> int:
 
 
 def _replace(node: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> int:
+    """Put a call in the place of a node, and of those before it that only led to it."""
     with node.graph.inserting_before(node):
         made = node.graph.call_function(function, args, kwargs)
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
-    node.graph.erase_node(node)
+    while not node.users and node not in made.args:
+        before = node.args[0]
+        node.graph.erase_node(node)
+        node = before
     return 1
 
 

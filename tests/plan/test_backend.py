@@ -116,6 +116,15 @@ def test_inference_follows_the_weights(build: Callable[[], nn.Module], context: 
                 tensor.mul_(1.5) if tensor.is_floating_point() else None
 
 
+def test_statistics_gathered_without_gradients_are_kept() -> None:
+    model = residual()
+    twin, call, x = copy.deepcopy(model), compiled(model, fullgraph=True), torch.randn(X)
+    with torch.no_grad():
+        assert torch.allclose(call(x), twin(x), atol=1e-5)
+    for got, wanted in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.allclose(got, wanted)
+
+
 def test_dynamic_shapes_make_a_plan_for_each() -> None:
     model = Functional()
     call = compiled(model, fullgraph=True, dynamic=True)
