@@ -23,7 +23,9 @@ class SimpleConvNet(nn.Module):
         self.softmax = layers.Softmax(dim=1, variant=variant)
 
     def forward(self, x: Tensor) -> Tensor:
-        return layers.in_turn(x, self.conv, self.pool, self.flatten, self.fc1, self.relu, self.fc2)
+        images = self.pool(self.conv(x))
+        hidden = self.relu(self.fc1(self.flatten(images)))
+        return self.fc2(hidden)
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the probability of each digit, (N, 10), for images x: (N, 1, 28, 28)."""

@@ -27,10 +27,6 @@ class _Layer(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (super().extra_repr(), f"variant={self.variant!r}" if self.variant else "")))
 
-    def options(self) -> tuple[Any, ...] | None:
-        """Return what a function of this and other layers takes of it, but for its parameters; None: it takes none."""
-        return ()
-
 
 class Conv2d(_Layer, nn.Conv2d):
     """torch.nn.Conv2d, (N, C_in, H, W) to (N, C_out, H_out, W_out), computed by `variant`."""
@@ -42,9 +38,6 @@ class Conv2d(_Layer, nn.Conv2d):
         else:
             padding = self.padding
         return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, variant=self.variant)
-
-    def options(self) -> tuple[Any, ...] | None:
-        return (self.stride, self.padding, self.dilation, self.groups) if self.padding_mode == "zeros" else None
 
 
 class MaxPool2d(_Layer, nn.MaxPool2d):
@@ -63,10 +56,6 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
             self.return_indices,
             variant=self.variant,
         )
-
-    def options(self) -> tuple[Any, ...] | None:
-        whole = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
-        return None if self.return_indices else whole
 
 
 class Flatten(_Layer, nn.Flatten):
@@ -123,65 +112,6 @@ class CrossEntropyLoss(_Layer, nn.CrossEntropyLoss):
         )
 
 
-ONE_PASS: dict[tuple[type[nn.Module], ...], str] = {  # layers in turn: the function of them all; long ones first
-    (Conv2d, ReLU, MaxPool2d): "conv2d_relu_max_pool2d",
-    (Conv2d, MaxPool2d): "conv2d_max_pool2d",
-    (Conv2d, ReLU): "conv2d_relu",
-    (Linear, ReLU): "linear_relu",
-}
-
-
-def in_turn(input: Tensor, *modules: nn.Module) -> Any:
-    """Return what modules make of input, one after the other.
-
-    Layers of ONE_PASS are computed in one if their variant has one and no hook looks between.
-    """
-    kinds, at = tuple(map(type, modules)), 0
-    while at < len(modules):
-        for together, function in ONE_PASS.items():
-            count = len(together)
-            if kinds[at : at + count] == together:
-                layers: Any = modules[at : at + count]
-                options = _common_options(layers)
-                if options is not None:
-                    first = layers[0]
-                    input = getattr(F, function)(input, first.weight, first.bias, *options, variant=first.variant)
-                    break
-        else:
-            count, input = 1, modules[at](input)
-        at += count
-    return input
-
-
-def _common_options(layers: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
-    """The options of layers that one function may compute, of each that has some; None where it may not."""
-    if compat.any_global_hook():
-        return None
-    options = []
-    for layer in layers:
-        chosen = layer.options()
-        if chosen is None or layer.variant != layers[0].variant or _hooked(layer):
-            return None
-        if chosen:
-            options.append(chosen)
-    return options
-
-
-def _hooked(module: nn.Module) -> bool:
-    return compat.hooked(module) or _replaced(module)
-
-
-def _replaced(module: nn.Module) -> bool:
-    return "forward" in vars(module) or "_conv_forward" in vars(module)
-
-
-class Sequential(nn.Sequential):
-    """torch.nn.Sequential whose modules run `in_turn`; `convert` puts it in that one's place."""
-
-    def forward(self, input: Any) -> Any:
-        return in_turn(input, *self)
-
-
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     layer.__bases__[1]: layer  # keyed by the torch.nn class it stands in for
     for layer in (Conv2d, MaxPool2d, Flatten, Linear, ReLU, Softmax, LogSoftmax, CrossEntropyLoss)
@@ -206,8 +136,6 @@ def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = Fal
         if reasons[name] is None:
             module.__class__ = LAYERS.get(type(module), type(module))
             module.variant = variant
-        elif type(module) is nn.Sequential:
-            module.__class__ = Sequential
     if report:
         print(_report(model, variant, reasons))
     return model
@@ -228,6 +156,10 @@ def _left_because(module: nn.Module) -> str | None:
     if not dtypes <= FLOATS:
         return f"its weight is {next(iter(dtypes - FLOATS))}"
     return None
+
+
+def _replaced(module: nn.Module) -> bool:
+    return "forward" in vars(module) or "_conv_forward" in vars(module)
 
 
 def _report(model: nn.Module, variant: str | None, reasons: dict[str, str | None]) -> str:
