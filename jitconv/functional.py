@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
 
 from jitconv import ops, shapes
+from jitconv.compat import implicit_softmax_dim
 from jitconv.layer import Composite, Request, layer
 from jitconv.op import is_observed
 
@@ -196,7 +196,7 @@ def _as_batch(input: Array, channels: int, size: tuple[int, int]) -> dict[str, A
 def _along(layer: str, input: Array, dim: int | None, dtype: Any) -> tuple[Array, int]:
     if dtype is not None:
         input = input.to(dtype) if isinstance(input, torch.Tensor) else input.astype(dtype)
-    return input, _get_softmax_dim(layer, input.ndim, 4) if dim is None else dim  # torch's choice, with its warning
+    return input, implicit_softmax_dim(layer, input.ndim, 4) if dim is None else dim  # torch's choice, with its warning
 
 
 def _soft_cross_entropy(

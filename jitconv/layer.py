@@ -1,0 +1,214 @@
+"""From a layer to a bound call: the one place that looks at what kind of arrays and which variant a layer was given.
+
+A layer function checks its arguments and returns a `Request`: the op to run, and how its arrays are seen. For shapes
+and options met before, the bound call that it led to is run at once.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from jitconv import shapes, variants
+from jitconv.compat import is_legacy_batchedtensor, suggest_memory_format
+from jitconv.op import PLAIN, Bound, Op, is_observed
+from jitconv.variants import Variant
+
+CALLS = 1024  # bound calls of a variant that are kept; then it begins anew
+OPTIONS = (int, bool, float, str, type(None))  # the usual ones, told from tensors at once
+STRIDED = torch.strided
+FLOAT32_UNDER_AUTOCAST = ("softmax", "log_softmax", "cross_entropy")  # a loss may be scaled beyond float16
+
+
+class Request(NamedTuple):
+    """What a layer found out: run `op` with `args`, whose tensors are the layer's own, under the same names.
+
+    op: None for a view of the first tensor in the shape `result`. results: how many of the op's results are returned.
+    views: the shape in which the op sees its i-th tensor; its results then have the shape `result`. finish: what is
+    made of the results. images: they are channels_last where an argument is.
+    """
+
+    op: Op | None
+    args: Sequence[Any]
+    results: int = 1
+    views: Mapping[int, Sequence[int]] | None = None
+    result: Sequence[int] = ()
+    finish: Callable[..., Any] | None = None
+    images: bool = False
+
+    def is_half(self) -> bool:
+        return self.op is not None and any(map(_is_half, self.args))
+
+    def is_channels_last(self) -> bool:
+        return self.images and any(map(_is_channels_last, self.args))
+
+    def seen(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The op's arguments, or only its tensors, with the views of some."""
+        if not self.views:
+            return values
+        return [value.reshape(self.views[i]) if i in self.views else value for i, value in enumerate(values)]
+
+    def returned(self, results: Any, channels_last: bool) -> Any:
+        """What the layer returns for the results of its op."""
+        several = results if isinstance(results, tuple) else (results,)
+        if self.views:
+            several = tuple(result.reshape(self.result) for result in several)
+        if channels_last:
+            several = tuple(result.contiguous(memory_format=torch.channels_last) for result in several)
+        if self.finish is not None:
+            return self.finish(*several)
+        return several if isinstance(results, tuple) else several[0]
+
+
+class Composite(NamedTuple):
+    """A layer that other layers and torch or NumPy compute; args: the tensors it is given."""
+
+    args: tuple[Any, ...]
+    compute: Callable[[], Any]
+
+    def is_half(self) -> bool:
+        return any(map(_is_half, self.args))
+
+
+class Ready:
+    """A request bound to a kernel: call it with what a layer is given, by these names, in the shapes of the request."""
+
+    def __init__(self, request: Request, variant: Variant, names: Sequence[str]) -> None:
+        op = request.op
+        self.channels_last = request.is_channels_last()
+        self.request = request._replace(args=())  # keeps no tensor alive
+        self.places: list[int | None] = [0]
+        if op is not None:
+            self.bound = Bound(op, variant, request.seen(request.args), request.results)
+            wanted = op.arguments[: op.tensors]
+            self.places = [names.index(name) if name in names else None for name in wanted]
+        # How many of the first arguments are the op's tensors, where there is nothing else to be done with them.
+        other = op is None or request.views or request.finish or self.channels_last
+        self.straight = 0 if other or self.places != [*range(len(self.places))] else len(self.places)
+
+    def __call__(self, given: Sequence[Any]) -> Any:
+        if self.straight:
+            return self.bound(*given[: self.straight])
+        tensors = [None if place is None else given[place] for place in self.places]
+        if self.request.op is None:
+            return tensors[0].reshape(self.request.result)
+        return self.request.returned(self.bound(*self.request.seen(tensors)), self.channels_last)
+
+
+def layer(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a layer of a function that checks its arguments and returns a Request or a Composite.
+
+    check: the layer's signature; its keyword `variant` is the Variant that will compute, where a caller gives a name.
+    """
+    parameters = check.__code__.co_varnames
+
+    @functools.wraps(check)
+    def run(*args: Any, variant: str | None = None, **options: Any) -> Any:
+        known = None if is_observed() else variants.loaded(variant)
+        given = (*args, *options.values()) if options else args
+        shapes_key = None if known is None else _key(given)
+        if known is None or shapes_key is None:
+            return _run_once(check, args, options, variant)
+        key = (check, *options, *shapes_key)
+        try:
+            ready = known.calls.get(key)
+        except TypeError:  # something that no layer takes for an option, which it will say
+            return _run_once(check, args, options, variant)
+        if ready is None:
+            request = check(*args, variant=known, **options)
+            if not isinstance(request, Request) or request.is_half():
+                return _run_once(check, args, options, variant)
+            ready = Ready(request, known, (*parameters[: len(args)], *options))
+            if len(known.calls) >= CALLS:
+                known.calls.clear()
+            known.calls[key] = ready
+        return ready(given)
+
+    return run
+
+
+def _run_once(check: Callable[..., Any], args: Sequence[Any], options: dict[str, Any], variant: str | None) -> Any:
+    """Run a layer for what is not bound: whole variants, half precision, compilers and others who look on."""
+    chosen = _resolve(variant, args[0] if args else options.get("input"))
+    request = check(*args, variant=chosen, **options)
+    if chosen.whole and not isinstance(request, Composite):
+        return _whole(chosen.ops[_name(check)], args, options)
+    if request.is_half() and not chosen.whole:
+        return _in_float32(check, request.args[0], args, options, chosen.name)
+    if isinstance(request, Composite):
+        return request.compute()
+    if request.op is None:
+        return request.args[0].reshape(request.result)
+    results = request.op(chosen, *request.seen(request.args))
+    if isinstance(results, tuple):
+        results = results[: request.results] if request.results > 1 else results[0]
+    return request.returned(results, request.is_channels_last())
+
+
+def _in_float32(
+    check: Callable[..., Any], input: torch.Tensor, args: Sequence[Any], options: dict[str, Any], variant: str
+) -> Any:
+    """Run a layer in float32 and cast what it returns to input's dtype."""
+    widened = {name: _float32(value) for name, value in options.items()}
+    results = layer(check)(*map(_float32, args), variant=variant, **widened)
+    if _name(check) in FLOAT32_UNDER_AUTOCAST and torch.is_autocast_enabled(input.device.type):
+        return results
+    return (results[0].to(input.dtype), *results[1:]) if isinstance(results, tuple) else results.to(input.dtype)
+
+
+def _whole(function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:
+    """Call a complete torch function, through tensors that share the memory of NumPy arrays."""
+    if not any(isinstance(value, np.ndarray) for value in (*args, *options.values())):
+        return function(*args, **options)
+    result = function(*map(_tensor, args), **{name: _tensor(value) for name, value in options.items()})
+    return tuple(r.numpy() for r in result) if isinstance(result, tuple) else result.numpy()
+
+
+def _resolve(variant: str | None, input: Any) -> Variant:
+    device = input.device.type if isinstance(input, torch.Tensor) else "cpu"
+    return variants.resolve(variant, "cpu" if device == "meta" else device)
+
+
+def _name(check: Callable[..., Any]) -> str:
+    return check.__name__.lstrip("_")
+
+
+def _key(given: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What a call follows from, if all its arrays are plain and on the CPU; else None."""
+    parts: tuple[Any, ...] = ()
+    for value in given:
+        kind = type(value)
+        if kind in PLAIN:
+            if not value.is_cpu or value.layout is not STRIDED or value.is_neg() or is_legacy_batchedtensor(value):
+                return None
+            parts += value.shape, value.stride(), value.dtype
+        elif kind is tuple or kind is list:
+            parts += *value, *map(type, value)  # for 1 == 1.0 == True, but not every one is a stride
+        elif kind is np.ndarray:
+            parts += value.shape, value.dtype, kind
+        elif kind in OPTIONS or not isinstance(value, torch.Tensor):
+            parts += value, kind
+        else:
+            return None
+    return parts
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in shapes.HALVES
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if _is_half(value) else value
+
+
+def _tensor(value: Any) -> Any:
+    return torch.from_numpy(np.require(value, requirements=["C", "W"])) if isinstance(value, np.ndarray) else value
+
+
+def _is_channels_last(x: Any) -> bool:
+    """Whether torch takes x for images (N, C, H, W) whose channels lie side by side in memory."""
+    if not isinstance(x, torch.Tensor) or x.ndim != 4 or x.stride(1) > x.stride(3):
+        return False
+    return suggest_memory_format(x) == torch.channels_last
