@@ -25,7 +25,7 @@ from numba.core.registry import cpu_target
 from numba.core.typed_passes import NativeLowering
 from numba.np.ufunc import parallel
 from torch.autograd import forward_ad
-from torch.nn.modules import module as torch_module
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef  # undocumented
 from torch.utils import _pytree
 
 # torch: what a call must ask before it may go straight to a kernel
@@ -49,25 +49,24 @@ def tree_leaves(tree: Any) -> list[Any]:
     return _pytree.tree_leaves(tree)
 
 
-def any_global_hook() -> bool:
-    """Return whether a hook was registered for all modules (torch.nn.modules.module.register_module_…)."""
-    return torch_module._has_any_global_hook()
-
-
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """Return function.apply without torch's checks for transforms of torch.func, a third of its time."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # of torch._C._FunctionBase
 
 
+def identity(storage: torch.UntypedStorage) -> int:
+    """Return a number that no other storage has as long as a StorageWeakRef to this one lives."""
+    return storage._cdata
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Return how often the tensor was written to in place; there is no public name for it."""
+    return tensor._version
+
+
 def schema_of(operator: Any) -> Any:
     """Return the names and types of a torch operator's arguments and results, parsed by torch."""
     return operator._schema
-
-
-def hooked(module: torch.nn.Module) -> bool:
-    """Return whether a hook of this module would see its input, its result or their gradients."""
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return any(getattr(module, kind) for kind in kinds)
 
 
 def edge_padding(convolution: torch.nn.Conv2d) -> Any:

@@ -79,11 +79,11 @@ class Ready:
         op = request.op
         self.channels_last = request.is_channels_last()
         self.request = request._replace(args=())  # keeps no tensor alive
-        self.places: list[int | None] = [0]
+        wanted = ["input"]
         if op is not None:
             self.bound = Bound(op, variant, request.seen(request.args), request.results)
             wanted = op.arguments[: op.tensors]
-            self.places = [names.index(name) if name in names else None for name in wanted]
+        self.places = [names.index(name) if name in names else None for name in wanted]
         # How many of the first arguments are the op's tensors, where there is nothing else to be done with them.
         other = op is None or request.views or request.finish or self.channels_last
         self.straight = 0 if other or self.places != [*range(len(self.places))] else len(self.places)
@@ -91,7 +91,7 @@ class Ready:
     def __call__(self, given: Sequence[Any]) -> Any:
         if self.straight:
             return self.bound(*given[: self.straight])
-        tensors = [None if place is None else given[place] for place in self.places]
+        tensors: list[Any] = [None if place is None else given[place] for place in self.places]
         if self.request.op is None:
             return tensors[0].reshape(self.request.result)
         return self.request.returned(self.bound(*self.request.seen(tensors)), self.channels_last)

@@ -102,7 +102,12 @@ class Op:
         self.results = [result.name or "result" for result in schema_of(self.torch_op).returns]
         self.tensors = sum("Tensor" in str(argument.type) for argument in arguments)
         self.kernel_arguments = sum(name not in ONLY_SHAPES for name in self.arguments)
-        self.shapes, self.gradients, self.through, self.second = shapes, dict(gradients or {}), through, dict(second or {})
+        self.shapes, self.gradients, self.through, self.second = (
+            shapes,
+            dict(gradients or {}),
+            through,
+            dict(second or {}),
+        )
         self.seen, self.check, self.fills = seen, check, dict(fills or {})
         self.saves, self.batched = saves.split(), batched.split()
         self.saved = [(*self.arguments[: self.tensors], *self.results).index(name) for name in self.saves]
@@ -245,7 +250,7 @@ class Bound(Call):
             (op.seen(name, shape, self.arguments), dtype)
             for name, (shape, dtype) in zip((*names, *op.results), arrays, strict=True)
         ]
-        self.kernel = None if any(0 in shape for shape in shapes) else self._chosen_kernel()
+        self.kernel = None if all(0 in shape for shape in shapes) else self._chosen_kernel()
         self.packs: dict[int, Any] = getattr(self.kernel, "packs", {})
         self.numpy = isinstance(first, np.ndarray)
         if not self.numpy:
@@ -394,11 +399,7 @@ class _Transformed(torch.autograd.Function):
 def is_observed() -> bool:
     """Whether somebody wants to see every operator: a compiler, a transform, a mode, a trace or a profiler."""
     return (
-        is_compiling()
-        or transform() is not None
-        or dispatch_modes() > 0
-        or tracing_state() is not None
-        or profiling()
+        is_compiling() or transform() is not None or dispatch_modes() > 0 or tracing_state() is not None or profiling()
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
+
+from jitconv.compat import StorageWeakRef, identity, version
 
 Pack = Callable[[np.ndarray], Any]
 
@@ -21,14 +22,14 @@ def packed(tensor: torch.Tensor, array: np.ndarray, pack: Pack) -> Any:
     if tensor.is_inference():  # has no version
         return pack(array)
     storage = tensor.untyped_storage()
-    key = storage._cdata, tensor.data_ptr(), array.shape, array.dtype, pack
+    key = identity(storage), tensor.data_ptr(), array.shape, array.dtype, pack
     found = _packed.get(key)
-    if found is not None and found[1] == tensor._version:
+    if found is not None and found[1] == version(tensor):
         return found[2]
     for other in [other for other, (owner, _, _) in list(_packed.items()) if owner.expired()]:
         _packed.pop(other, None)
     result = pack(array)
-    _packed[key] = StorageWeakRef(storage), tensor._version, result  # while it lives, no storage has the same _cdata
+    _packed[key] = StorageWeakRef(storage), version(tensor), result
     return result
 
 

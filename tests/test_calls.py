@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as torch_functional
 
 import jitconv
-from jitconv import layer, variants
 from jitconv import functional as F
+from jitconv import layer, variants
 
 X, W, B = torch.randn(2, 1, 6, 6), torch.randn(2, 1, 3, 3), torch.randn(2)
 
