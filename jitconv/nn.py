@@ -44,7 +44,7 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
     """torch.nn.MaxPool2d, (N, C, H, W) to (N, C, H_out, W_out), computed by `variant`."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if input.dtype not in FLOATS:
+        if _is_torchs(input):
             return super().forward(input)
         return F.max_pool2d(
             input,
@@ -62,7 +62,7 @@ class Flatten(_Layer, nn.Flatten):
     """torch.nn.Flatten, (N, C, H, W) to (N, C·H·W) by default, computed by `variant`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dtype not in FLOATS:
+        if _is_torchs(input):
             return super().forward(input)
         return F.flatten(input, self.start_dim, self.end_dim, variant=self.variant)
 
@@ -78,7 +78,7 @@ class ReLU(_Layer, nn.ReLU):
     """torch.nn.ReLU, any shape, computed by `variant`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dtype not in FLOATS:
+        if _is_torchs(input):
             return super().forward(input)
         return F.relu(input, self.inplace, variant=self.variant)
 
@@ -179,6 +179,11 @@ def _report(model: nn.Module, variant: str | None, reasons: dict[str, str | None
         where = ", ".join(names[:3]) + ", …" * (len(names) > 3)
         lines.append(f"  {len(names):4} {kind}: {reason}" + f" ({where})" * bool(where))
     return "\n".join(lines)
+
+
+def _is_torchs(input: Any) -> bool:
+    """Whether an input is a tensor of integers; what a symbolic trace passes through is no tensor."""
+    return isinstance(input, Tensor) and input.dtype not in FLOATS
 
 
 def _known(variant: str | None) -> str | None:

@@ -29,7 +29,7 @@ class Variant:
     that is missing is the base's in `register_variant`, and for flatten means a view.
     tensors: give the kernels torch tensors as they come, instead of C-contiguous NumPy arrays on the CPU.
     whole: the ops are not kernels but complete functions of torch tensors with torch's signature and gradients.
-    calls: what is remembered of calls made before (calls.py).
+    calls: layers bound to shapes and options met before (layer.py).
     """
 
     name: str
