@@ -1,19 +1,15 @@
 """The CUDA kernels run by Numba's simulator, in tiny blocks, against torch: tests/test_cuda.py starts this file."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
+import numpy as np
 import pytest
-from fused import FUSED, Fused, same
 
 from jitconv import variants
 from jitconv.cases import CASES, Case, contiguous
-from jitconv.variants.cuda import conv2d, fixed, grid, softmax, sums
-from jitconv.variants.cuda.grid import MOST_PLACES, divide, unfold
-from jitconv.variants.cuda.sizes import SIMULATED
+from jitconv.variants.cuda import matmul
+from jitconv.variants.cuda.sizes import FLAT, SIMULATED, SQUARE, Tile, ceil_div
 from jitconv.verify import check
 
 assert SIMULATED, "run it with NUMBA_ENABLE_CUDASIM=1"
@@ -34,37 +30,37 @@ def test_values_and_gradients_equal_torch(case: Case, variant: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("fused", FUSED, ids=str)
-def test_one_pass_gives_what_two_give(fused: Fused) -> None:
-    ours, theirs = fused.results("cuda-tiled simulated")
-    assert all(map(same, ours, theirs))
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("tile", [SQUARE, FLAT])
+def test_products_in_every_tile(tile: Tile, splits: int) -> None:
+    M, N, K = tile.BM + 1, tile.BN + 2, 2 * tile.BK + 1
+    a, b = np.random.default_rng(0).integers(-3, 4, (2, 2, max(M, N), K)).astype(np.float64)  # sums are exact
+    a, b, parts = a[:, :M].copy(), b[:, :N].copy(), np.full((splits, 2, M, N), np.nan)
+    grid = 2 * ceil_div(M, tile.BM) * ceil_div(N, tile.BN), splits
+    kernel = matmul.product(tile, matmul.ROWS, matmul.ROWS, matmul.store_matrix(False))
+    kernel.launch(grid, tile.threads, a, b, a, parts, M, N, K)
+    assert np.array_equal(parts.sum(0), a @ b.transpose(0, 2, 1))
 
 
-@pytest.mark.parametrize("layer", ["conv2d", "max_pool2d", "softmax", "log_softmax", "cross_entropy"])
-def test_what_32_bits_cannot_count_is_left_to_cuda(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (conv2d, fixed, softmax, sums):
-        monkeypatch.setattr(module, "MOST_PLACES", 1)
-    left = []
-    for op in variants.OPS:
-        monkeypatch.setitem(grid.VARIANT.ops, op, partial(_noted, left, grid.VARIANT.ops[op]))  # type: ignore[arg-type]
-    case = next(case for case in CASES if case.layer == layer)
-    assert all(result.ok for result in check(case, "cuda-tiled simulated"))
-    assert len(left) == {"conv2d": 4}.get(layer, 2)
+@pytest.mark.parametrize("filters", [2, 5])  # by one thread an element, and in tiles
+def test_conv2d_with_relu(filters: int) -> None:
+    ops, rng = variants.get("cuda-tiled").ops, np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape) for shape in ((1, 2, 4, 3), (filters, 2, 2, 2), filters))
+    x[0, 0, 0, 0] = np.nan
+    z, out = np.empty((2, 1, filters, 3, 2))
+    ops["conv2d"](x, weight, bias, (1, 1), (0, 0), (1, 1), z)
+    ops["conv2d_relu"](x, weight, bias, (1, 1), (0, 0), (1, 1), out)
+    assert (z < 0).any()
+    assert np.isnan(z).any()
+    assert np.array_equal(out, np.maximum(z, 0), equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["groups", "1×1", "everything at once"])
-def test_more_groups_than_a_grid_has_rows_of_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv2d, "MOST_ROWS_OF_BLOCKS", 0)
-    case = next(case for case in CASES if str(case) == f"conv2d: {name}")
-    assert all(result.ok for result in check(case, "cuda-tiled simulated"))
-
-
-def _noted(left: list[Any], op: Callable[..., None], *args: Any) -> None:
-    left.append(op)
-    op(*args)
-
-
-def test_32_bits_count_up_to_the_most() -> None:
-    last = MOST_PLACES + 1023  # in the last tile
-    assert [divide(last, each) for each in (1, 3, 2**31)] == [divmod(last, each) for each in (1, 3, 2**31)]
-    assert unfold(last, (1000, 77)) == (last // 77_000, last // 77 % 1000, last % 77)
+@pytest.mark.parametrize("inputs", [3, 9])  # in one block, and split between blocks
+def test_linear_with_relu(inputs: int) -> None:
+    ops, rng = variants.get("cuda-tiled").ops, np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape) for shape in ((2, inputs), (5, inputs), 5))
+    z, out = np.empty((2, 2, 5))
+    ops["linear"](x, weight, bias, z)
+    ops["linear_relu"](x, weight, bias, out)
+    assert (z < 0).any()
+    assert np.array_equal(out, np.maximum(z, 0))

@@ -1,207 +1,187 @@
-"""conv2d for `cuda-tiled`: a matrix product over columns that are never written out, or, for few channels, directly.
+"""conv2d and its gradients for `cuda-tiled`: matrix products over columns that are never written out (implicit GEMM).
 
-As products, for each group, with k = (c, i, j) or a position p = (n, row, col):
+For each group, with terms k = (c, i, j) and positions p = (n, row, col):
 
     forward       out[c_out, p] = Σ_k weight[c_out, k] · x_col[k, p]
     grad_input    ∂x[c_in, p]   = Σ_(c_out, i, j) weight[c_out, c_in, i, j] · ∂z_col[(c_out, i, j), p]
     grad_weight   ∂w[c_out, k]  = Σ_p ∂z[c_out, p] · x_col[k, p]
 
-A tile of a product has SMALL.M rows of channels; where there are far fewer, most of it would be empty, and kernels do
-less work that have one thread for each element (fixed.py) or many for each sum over positions (grouped.py).
+Of few channels a group, depthwise ones above all, a tile would be mostly empty: there a thread computes an element
+(per_element.py), or a block of threads a sum over positions (reduce.py).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jitconv.variants.cuda import direct, fixed, grid, grouped, relu
-from jitconv.variants.cuda.finish import Finish, as_it_is, rectified
-from jitconv.variants.cuda.grid import MOST_PLACES, divide, number, unfold
-from jitconv.variants.cuda.launch import device, empty_like, size
-from jitconv.variants.cuda.matmul import Matrix, Put, multiply, rows
-from jitconv.variants.cuda.sizes import BUSY, FEWEST_ROWS, MOST_DIRECT, MOST_ROWS_OF_BLOCKS
+from jitconv.variants.cuda.launch import device
+from jitconv.variants.cuda.matmul import ROWS, Operand, Store, epilogue, multiply, multiply_matrices
+from jitconv.variants.cuda.per_element import (
+    OPS_PER_ELEMENT,
+    constant_conv2d,
+    constant_conv2d_grad_input,
+    number,
+)
+from jitconv.variants.cuda.reduce import sums
+from jitconv.variants.cuda.sizes import MIN_ROWS
 
 Pair = tuple[int, int]
 
 
-class Layer(NamedTuple):
-    """The geometry of one product. channels: those of a group that its terms run over. plane: that of its positions."""
+class Geometry(NamedTuple):
+    """What is constant in a kernel: indices are divided by constants, which takes multiplications.
 
+    window: (K_h, K_w). plane: the size of the images of positions, x's in grad_input and z's in the others.
+    """
+
+    window: Pair
+    stride: Pair
     padding: Pair
     dilation: Pair
-    channels: int
     plane: Pair
-    bias: Any = ()
 
 
-class Matrices(NamedTuple):
-    x_col: Matrix
-    x_row: Matrix
-    grad: Matrix
-    grad_col: Matrix
-    turned_weight: Matrix
+@device
+def unravel(index, last_two):
+    """(first, second, third) of a flat index, the last two of these extents"""
+    rest, third = divmod(index, last_two[1])
+    first, second = divmod(rest, last_two[0])
+    return first, second, third
+
+
+def by_group(image: Any, groups: int) -> Any:
+    """Return (N, C, H, W) as (N, groups, C/groups, H, W)."""
+    N, C, H, W = image.shape
+    return image.reshape(N, groups, C // groups, H, W)
+
+
+class Operands(NamedTuple):
+    """How the products read x and ∂z: (N, groups, C/groups, H, W), weight: (groups, C_out/g, C_in/g, K_h·K_w)."""
+
+    x_col: Operand
+    x_row: Operand
+    grad: Operand
+    grad_col: Operand
+    weight: Operand
 
 
 @functools.cache
-def matrices(kernel: Pair, stride: Pair) -> Matrices:
-    """Return how to read the matrices of the products, without writing them out.
-
-    What indices are divided by is constant in a GPU's code: so a division becomes a multiplication, or nothing.
-    """
+def operands(geometry: Geometry) -> Operands:
+    """Return how to read the operands of products with such a geometry."""
+    window, stride, padding, dilation, plane = geometry
+    taps = window[0] * window[1]
 
     @device
-    def x_col_at(x, layer, group, p, k):
-        """x[n, c_in, row·s + i·d − p, col·s + j·d − p] for the position (n, row, col) and the term (c, i, j)"""
-        padding, dilation = layer.padding, layer.dilation
-        n, row, col = unfold(p, layer.plane)
-        c, i, j = unfold(k, kernel)
+    def x_at(x, group, p, k):
+        """x[n, c, row·s + i·d − p, col·s + j·d − p] for the position (n, row, col) and the term (c, i, j)"""
+        n, row, col = unravel(p, plane)
+        c, i, j = unravel(k, window)
         m = row * stride[0] - padding[0] + i * dilation[0]
         l = col * stride[1] - padding[1] + j * dilation[1]
-        inside = n < x.shape[0] and 0 <= m < x.shape[2] and 0 <= l < x.shape[3]
-        return x[n, group * layer.channels + c, m, l] if inside else number(x, 0)
+        inside = 0 <= m < x.shape[3] and 0 <= l < x.shape[4]
+        return x[n, group, c, m, l] if inside else number(x, 0)
 
     @device
-    def x_row_at(x, layer, group, k, p):
-        """x_col for a product over positions; k may lie beyond the last term"""
-        return x_col_at(x, layer, group, p, k) if k < layer.channels * kernel[0] * kernel[1] else number(x, 0)
+    def x_row_at(x, group, k, p):
+        return x_at(x, group, p, k)
 
     @device
-    def grad_at(grad, layer, group, c_out, p):
-        """∂z[c_out, p], where grad is (N, groups, C_out/groups, H_out·W_out)"""
-        n, pixel = divide(p, grad.shape[3])
-        return grad[n, group, c_out, pixel] if c_out < grad.shape[2] else number(grad, 0)
+    def grad_at(grad, group, c_out, p):
+        n, row, col = unravel(p, plane)
+        return grad[n, group, c_out, row, col]
 
     @device
-    def grad_col_at(grad, layer, group, p, k):
+    def grad_col_at(grad, group, p, k):
         """∂z[n, c_out, (m + p − i·d)/s, (l + p − j·d)/s] for the position (n, m, l) and the term (c_out, i, j)"""
-        padding, dilation = layer.padding, layer.dilation
-        n, m, l = unfold(p, layer.plane)
-        c_out, i, j = unfold(k, kernel)
-        above, before = m + padding[0] - i * dilation[0], l + padding[1] - j * dilation[1]
-        if n >= grad.shape[0] or above < 0 or before < 0:
-            return number(grad, 0)
-        row, between_rows = divide(above, stride[0])
-        col, between_cols = divide(before, stride[1])
-        inside = between_rows == 0 and between_cols == 0 and row < grad.shape[2] and col < grad.shape[3]
-        return grad[n, group * layer.channels + c_out, row, col] if inside else number(grad, 0)
+        n, m, l = unravel(p, plane)
+        c_out, i, j = unravel(k, window)
+        row, row_rest = divmod(m + padding[0] - i * dilation[0], stride[0])
+        col, col_rest = divmod(l + padding[1] - j * dilation[1], stride[1])
+        inside = row_rest == 0 and col_rest == 0 and 0 <= row < grad.shape[3] and 0 <= col < grad.shape[4]
+        return grad[n, group, c_out, row, col] if inside else number(grad, 0)
 
     @device
-    def turned_weight_at(weight, layer, group, c_in, k):
-        """weight[c_out, c_in, i, j] for the term (c_out, i, j); weight: (groups, C_out/groups, C_in/groups, K_h·K_w)"""
-        c_out, tap = divide(k, kernel[0] * kernel[1])
-        return weight[group, c_out, c_in, tap] if c_in < weight.shape[2] else number(weight, 0)
+    def weight_at(weight, group, c_in, k):
+        c_out, tap = divmod(k, taps)
+        return weight[group, c_out, c_in, tap]
 
-    return Matrices(
-        Matrix(x_col_at, False), Matrix(x_row_at, True), Matrix(grad_at, True), Matrix(grad_col_at, False),
-        Matrix(turned_weight_at, True),
+    return Operands(
+        Operand(x_at, False), Operand(x_row_at, True), Operand(grad_at, True), Operand(grad_col_at, False),
+        Operand(weight_at, True),
     )  # fmt: skip
 
 
 @functools.cache
-def put_image(finish: Finish) -> Put:
-    @device
-    def put_image(out, layer, group, c, p, value):
-        """out: (N, groups, C/groups, H·W)"""
-        n, pixel = divide(p, out.shape[3])
-        if n < out.shape[0] and c < out.shape[2]:
-            out[n, group, c, pixel] = finish(out, value)
+def term_of_weight(geometry: Geometry, filters: int, columns: int) -> Callable[..., Any]:
+    """Return term(grad, x, e, p): what position p adds to the e-th of ∂w: (groups, filters, columns), flat."""
+    x_at, grad_at = operands(geometry).x_col.load, operands(geometry).grad.load
 
-    return put_image
+    @device
+    def term(grad, x, e, p):
+        group, c_out, k = unravel(e, (filters, columns))
+        return grad_at(grad, group, c_out, p) * x_at(x, group, p, k)
+
+    return term
 
 
 @functools.cache
-def put_image_with_bias(finish: Finish) -> Put:
-    put = put_image(finish)
-
+def store_image(plane: Pair, with_bias: bool, relu: bool) -> Store:
     @device
-    def put_image_with_bias(out, layer, group, c, p, value):
-        """out: (N, groups, C_out/groups, H_out·W_out)"""
-        if c < out.shape[2]:
-            put(out, layer, group, c, p, value + layer.bias[group * out.shape[2] + c])
+    def store(out, bias, split, group, c, p, value):
+        """out: (N, groups, C/groups, H, W), bias: (groups, C/groups)"""
+        n, row, col = unravel(p, plane)
+        out[n, group, c, row, col] = epilogue(out, value + bias[group, c] if with_bias else value, relu)
 
-    return put_image_with_bias
-
-
-def countable(groups: int, positions: int) -> bool:
-    """Return whether the products of so many groups and positions can be counted in a grid and in 32 bits."""
-    return groups * BUSY <= MOST_ROWS_OF_BLOCKS and positions <= MOST_PLACES
-
-
-def is_direct(weight: Any, positions: int) -> bool:
-    """Return whether the direct convolution takes so many positions of such filters."""
-    C_out, C_group, K_h, K_w = weight.shape
-    return C_group * K_h * K_w <= MOST_DIRECT and positions <= MOST_PLACES and C_out <= MOST_ROWS_OF_BLOCKS
+    return store
 
 
 def conv2d(
-    x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any, finish: Finish = as_it_is
+    x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any, relu: bool = False
 ) -> None:
     C_out, C_group, K_h, K_w = weight.shape
     N, _, H_out, W_out = out.shape
     groups = x.shape[1] // C_group
-    filters, positions, terms = C_out // groups, N * H_out * W_out, C_group * K_h * K_w
-    if is_direct(weight, positions):
-        direct.conv2d(x, weight, bias, stride, padding, dilation, (H_out, W_out), (out,), direct.single(finish))
+    filters, terms = C_out // groups, C_group * K_h * K_w
+    if filters < MIN_ROWS:
+        constant_conv2d(x, weight, bias, stride, padding, dilation, out)
+        if relu:
+            OPS_PER_ELEMENT["relu"](out.reshape(-1), out.reshape(-1))
         return
-    if filters < FEWEST_ROWS or not countable(groups, positions):
-        fixed.OPS["conv2d"](x, weight, bias, stride, padding, dilation, out)
-        if finish is rectified:
-            relu.OPS["relu"](out.reshape(-1), out.reshape(-1))
-        return
-    layer = Layer(padding, dilation, C_group, (H_out, W_out), bias)
-    matrix = weight.reshape(groups, filters, terms)
-    image = out.reshape(N, groups, filters, H_out * W_out)
-    pair = rows(matrix), matrices((K_h, K_w), stride).x_col
-    multiply(matrix, x, image, pair, (groups, filters, positions), terms, layer, put_image_with_bias, finish)
+    geometry = Geometry((K_h, K_w), stride, padding, dilation, (H_out, W_out))
+    a, b = weight.reshape(groups, filters, terms), by_group(x, groups)
+    c, bias = by_group(out, groups), bias.reshape(groups, filters)
+    pair, shape = (ROWS, operands(geometry).x_col), (groups, filters, N * H_out * W_out, terms)
+    multiply(a, b, bias, c, pair, store_image(geometry.plane, True, relu), shape)
 
 
 def conv2d_relu(x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
-    conv2d(x, weight, bias, stride, padding, dilation, out, rectified)
-
-
-def conv2d_max_pool2d(
-    x: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, dilation: Pair, conv_size: Pair,
-    kernel_size: Pair, pool_stride: Pair, pool_padding: Pair, pool_dilation: Pair, out: Any, indices: Any,
-) -> None:  # fmt: skip
-    """In one kernel where the convolution is direct and windows of 2×2 lie side by side, else in two."""
-    pooling = kernel_size, pool_stride, pool_padding, pool_dilation
-    whole = 2 * out.shape[2] <= conv_size[0] and 2 * out.shape[3] <= conv_size[1]
-    if whole and pooling == ((2, 2), (2, 2), (0, 0), (1, 1)) and is_direct(weight, 4 * size(out)):
-        direct.conv2d(x, weight, bias, stride, padding, dilation, conv_size, (out, indices, conv_size), direct.WINDOWS)
-        return
-    z = empty_like(x, (x.shape[0], weight.shape[0], *conv_size))
-    conv2d(x, weight, bias, stride, padding, dilation, z)
-    fixed.OPS["max_pool2d"](z, *pooling, out, indices)
+    """max(0, conv2d)"""
+    conv2d(x, weight, bias, stride, padding, dilation, out, relu=True)
 
 
 def conv2d_grad_input(grad: Any, weight: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
     C_out, C_group, K_h, K_w = weight.shape
     N, C_in, H, W = out.shape
     groups = C_in // C_group
-    filters, positions = C_out // groups, N * H * W
-    if C_group < FEWEST_ROWS or not countable(groups, positions):
-        fixed.OPS["conv2d_grad_input"](grad, weight, stride, padding, dilation, out)
+    if C_group < MIN_ROWS:
+        constant_conv2d_grad_input(grad, weight, stride, padding, dilation, out)
         return
-    layer = Layer(padding, dilation, filters, (H, W))
-    matrix, terms = weight.reshape(groups, filters, C_group, K_h * K_w), filters * K_h * K_w
-    image = out.reshape(N, groups, C_group, H * W)
-    read = matrices((K_h, K_w), stride)
-    pair = read.turned_weight, read.grad_col
-    multiply(matrix, grad, image, pair, (groups, C_group, positions), terms, layer, put_image)
+    geometry = Geometry((K_h, K_w), stride, padding, dilation, (H, W))
+    a, b = weight.reshape(groups, C_out // groups, C_group, K_h * K_w), by_group(grad, groups)
+    pair = operands(geometry).weight, operands(geometry).grad_col
+    shape = groups, C_group, N * H * W, C_out // groups * K_h * K_w
+    multiply(a, b, grad, by_group(out, groups), pair, store_image(geometry.plane, False, False), shape)
 
 
 def conv2d_grad_weight(grad: Any, x: Any, stride: Pair, padding: Pair, dilation: Pair, out: Any) -> None:
     C_out, C_group, K_h, K_w = out.shape
     N, _, H_out, W_out = grad.shape
     groups = x.shape[1] // C_group
-    filters, positions = C_out // groups, N * H_out * W_out
-    if positions > MOST_PLACES:
-        grid.VARIANT.ops["conv2d_grad_weight"](grad, x, stride, padding, dilation, out)
-        return
-    if filters < FEWEST_ROWS or not countable(groups, positions):
-        grouped.conv2d_grad_weight(grad, x, stride, padding, dilation, out)
-        return
-    layer = Layer(padding, dilation, C_group, (H_out, W_out))
-    shape = groups, filters, C_group * K_h * K_w
-    matrix = grad.reshape(N, groups, filters, H_out * W_out)
-    read = matrices((K_h, K_w), stride)
-    multiply(matrix, x, out.reshape(shape), (read.grad, read.x_row), shape, positions, layer)
+    filters, columns = C_out // groups, C_group * K_h * K_w
+    geometry = Geometry((K_h, K_w), stride, padding, dilation, (H_out, W_out))
+    a, b, c = by_group(grad, groups), by_group(x, groups), out.reshape(groups, filters, columns)
+    if filters < MIN_ROWS:
+        sums(term_of_weight(geometry, filters, columns))(a, b, c, N * H_out * W_out)
+    else:
+        pair = operands(geometry).grad, operands(geometry).x_row
+        multiply_matrices(a, b, grad, c, pair, N * H_out * W_out)

@@ -1,12 +1,10 @@
 """The tiled matrix product out[m, n] = Σ_k a[m, k] · b[k, n], under linear, conv2d and their gradients.
 
-A block of threads computes a tile of the output. It copies a strip of `a` (tile.M × tile.K) and of `b` into shared
-memory, from which each thread multiplies tile.m rows by tile.n columns in registers: every value that was loaded from
-memory is used tile.N or tile.M times, every value from shared memory tile.n or tile.m times. While a strip is
-multiplied, the next one is on its way; it goes into a second buffer. Shared memory is read four values at once, and so
-is a matrix whose rows allow it.
+A block of threads computes a tile of BM × BN outputs. It copies the a and b of BK terms at a time into shared memory,
+from which each thread adds up a register tile of TM × TN: a value from global memory is used BN or BM times, a value
+from shared memory TN or TM times. The sums of RUN terms are added to totals of their own, for their rounding error.
 
-Matrices are read and written through small functions, so that a convolution never has to write out its columns.
+Operands are read and results written through small functions, so that a convolution never writes out its columns.
 """
 
 import functools
@@ -15,259 +13,188 @@ from typing import Any, NamedTuple
 
 from numba import cuda
 
-from jitconv.variants.cuda.finish import Finish, as_it_is
-from jitconv.variants.cuda.grid import grid_range, number
-from jitconv.variants.cuda.launch import Kernel, PerElement, device, empty_like
-from jitconv.variants.cuda.quads import in_quads, load4, store4
-from jitconv.variants.cuda.sizes import ALIGNMENT, BUSY, LARGE, RUN, SHORTEST_SPLIT, SMALL, Tile, ceil_div
+from jitconv.variants.cuda.launch import Kernel, device, empty_like
+from jitconv.variants.cuda.per_element import number
+from jitconv.variants.cuda.reduce import sum_parts
+from jitconv.variants.cuda.sizes import FLAT, MIN_SPLIT, RUN, SQUARE, TARGET_BLOCKS, Tile, ceil_div
 
-PAD = 4  # keeps rows in shared memory apart, so that threads of a warp write to different banks
+PAD = 1  # between the rows of a tile in shared memory: threads that write a column of it use different banks
+
+Shape = tuple[int, int, int, int]  # of a product: groups, M, N, K
+Store = Callable[..., None]
 
 
-class Matrix(NamedTuple):
-    """How to read a matrix of a product. at(array, layer, group, index, k): the value at row or column `index`.
+class Operand(NamedTuple):
+    """load(array, group, index, k): the element of row (of a) or column (of b) `index` that belongs to the term k.
 
-    along_k: neighbours in memory are neighbours in k. `layer` is what the layer's own functions need to know.
-    quads: `at` gives four neighbours, of which the first has an index or k that four divides, and none lies outside
-    the matrix unless all do.
+    along_k: neighbours in memory are neighbours in k, not in index; neighbouring threads load them (coalesced).
     """
 
-    at: Callable[..., Any]
+    load: Callable[..., Any]
     along_k: bool
-    quads: bool = False
 
 
 @device
-def rows_at(array, layer, group, index, k):
+def _row_element(array, group, index, k):
     """array: (groups, M or N, K)"""
-    return array[group, index, k] if index < array.shape[1] else number(array, 0)
+    return array[group, index, k]
 
 
 @device
-def columns_at(array, layer, group, index, k):
+def _column_element(array, group, index, k):
     """array: (groups, K, M or N)"""
-    return array[group, k, index] if index < array.shape[2] else number(array, 0)
+    return array[group, k, index]
+
+
+ROWS, COLUMNS = Operand(_row_element, True), Operand(_column_element, False)
 
 
 @device
-def zeros(array):
-    zero = number(array, 0)
-    return zero, zero, zero, zero
-
-
-@device
-def rows4_at(array, layer, group, index, k):
-    return load4(array, (group, index, k)) if index < array.shape[1] else zeros(array)
-
-
-@device
-def columns4_at(array, layer, group, index, k):
-    return load4(array, (group, k, index)) if index < array.shape[2] else zeros(array)
-
-
-ROWS, ROWS4 = Matrix(rows_at, True), Matrix(rows4_at, True, quads=True)
-COLUMNS, COLUMNS4 = Matrix(columns_at, False), Matrix(columns4_at, False, quads=True)
-
-
-def rows(array: Any) -> Matrix:
-    """Return how to read (groups, M or N, K)."""
-    return ROWS4 if in_quads(array) else ROWS
-
-
-def columns(array: Any) -> Matrix:
-    """Return how to read (groups, K, M or N)."""
-    return COLUMNS4 if in_quads(array) else COLUMNS
-
-
-Put = Callable[..., None]
+def epilogue(out, value, relu):
+    return number(out, 0) if relu and value < 0 else value
 
 
 @functools.cache
-def put(finish: Finish) -> Put:
-    """Return how to write an element of a product."""
-
+def store_matrix(relu: bool) -> Store:
     @device
-    def put(out, layer, z, m, n, value):
-        """out: (splits · groups, M, N)"""
-        if m < out.shape[1] and n < out.shape[2]:
-            out[z, m, n] = finish(out, value)
+    def store(out, bias, split, group, m, n, value):
+        """out: (splits, groups, M, N)"""
+        out[split, group, m, n] = epilogue(out, value, relu)
 
-    return put
-
-
-@device
-def along_k(element, extent, K):
-    """Which (index, k) of a strip the threads copy in which order: k first"""
-    return element // K, element % K
-
-
-@device
-def along_index(element, extent, K):
-    return element % extent, element // extent
-
-
-def _copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
-    """Return how threads fetch a strip (extent × tile.K) of a matrix into registers, and store it in shared memory."""
-    K, threads = tile.K, tile.threads
-    share = extent * K // threads
-    value_at, order = matrix.at, along_k if matrix.along_k else along_index
-
-    @device
-    def fetch(array, layer, group, first, k0, stop, thread, kept):
-        for r in range(share):
-            index, k = order(thread + r * threads, extent, K)
-            kept[r] = value_at(array, layer, group, first + index, k0 + k) if k0 + k < stop else number(array, 0)
-
-    @device
-    def store(kept, thread, buffer, strips):
-        for r in range(share):
-            index, k = order(thread + r * threads, extent, K)
-            strips[buffer, k, index] = kept[r]
-
-    return fetch, store
-
-
-def _quad_copier(matrix: Matrix, extent: int, tile: Tile) -> tuple[Any, Any]:
-    """Return the same for a matrix that is read in quads."""
-    K, threads = tile.K, tile.threads
-    share = extent * K // threads // 4
-    quad_at, order, is_along_k = matrix.at, along_k if matrix.along_k else along_index, matrix.along_k
-
-    @device
-    def fetch(array, layer, group, first, k0, stop, thread, kept):
-        for r in range(share):
-            index, k = order((thread + r * threads) * 4, extent, K)
-            quad = quad_at(array, layer, group, first + index, k0 + k) if k0 + k < stop else zeros(array)
-            kept[4 * r], kept[4 * r + 1], kept[4 * r + 2], kept[4 * r + 3] = quad
-
-    @device
-    def store(kept, thread, buffer, strips):
-        for r in range(share):
-            index, k = order((thread + r * threads) * 4, extent, K)
-            if is_along_k:
-                for e in range(4):
-                    strips[buffer, k + e, index] = kept[4 * r + e]
-            else:
-                quad = kept[4 * r], kept[4 * r + 1], kept[4 * r + 2], kept[4 * r + 3]
-                store4(strips, (buffer, k, index), quad)
-
-    return fetch, store
+    return store
 
 
 @functools.cache
-def product(tile: Tile, a_matrix: Matrix, b_matrix: Matrix, put: Put) -> Kernel:
-    """Return the kernel (a, b, out, layer, groups, columns, depth) that multiplies such matrices tile by tile."""
-    M, N, K, m, n = tile
-    threads, row_threads = tile.threads, N // n
-    pitch_a, pitch_b = M + PAD, N + PAD
-    share_a, share_b = M * K // threads, N * K // threads
-    fetch_a, store_a = (_quad_copier if a_matrix.quads else _copier)(a_matrix, M, tile)
-    fetch_b, store_b = (_quad_copier if b_matrix.quads else _copier)(b_matrix, N, tile)
+def store_with_bias(relu: bool) -> Store:
+    @device
+    def store(out, bias, split, group, m, n, value):
+        """out: (splits, groups, M, N), bias: (N,); the first split brings the bias"""
+        out[split, group, m, n] = epilogue(out, value + bias[n] if split == 0 else value, relu)
 
-    # Of a tile's rows and columns, a thread has quads, which alternate with the quads of other threads.
-    row_gap, col_gap = M // m, N // n
+    return store
+
+
+def _copier(operand: Operand, extent: int, tile: Tile) -> Callable[..., None]:
+    """Return how the threads of a block copy `extent` rows or columns × tile.BK terms into shared memory."""
+    (load, along_k), BK, threads = operand, tile.BK, tile.threads
 
     @device
-    def add_term(strips_a, strips_b, buffer, k, row, col, sums):
-        left, right = cuda.local.array(m, sums.dtype), cuda.local.array(n, sums.dtype)
-        for i in range(0, m, 4):
-            left[i], left[i + 1], left[i + 2], left[i + 3] = load4(strips_a, (buffer, k, i * row_gap + 4 * row))
-        for j in range(0, n, 4):
-            right[j], right[j + 1], right[j + 2], right[j + 3] = load4(strips_b, (buffer, k, j * col_gap + 4 * col))
-        for i in range(m):
-            for j in range(n):
-                sums[i, j] += left[i] * right[j]
+    def copy(array, group, first, end, k0, stop, shared):
+        for r in range(extent * BK // threads):
+            element = cuda.threadIdx.x + r * threads
+            index, k = (element // BK, element % BK) if along_k else (element % extent, element // extent)
+            inside = first + index < end and k0 + k < stop
+            shared[k, index] = load(array, group, first + index, k0 + k) if inside else number(array, 0)
 
-    @device
-    def multiply_strips(strips_a, strips_b, buffer, row, col, sums):
-        for k in range(0, K, 4):  # four terms are too much code for the compiler to unroll by itself
-            add_term(strips_a, strips_b, buffer, k, row, col, sums)
-            add_term(strips_a, strips_b, buffer, k + 1, row, col, sums)
-            add_term(strips_a, strips_b, buffer, k + 2, row, col, sums)
-            add_term(strips_a, strips_b, buffer, k + 3, row, col, sums)
-
-    def kernel(a, b, out, layer, groups, columns, depth):
-        strips_a = cuda.shared.array((2, K, pitch_a), a.dtype, alignment=ALIGNMENT)
-        strips_b = cuda.shared.array((2, K, pitch_b), a.dtype, alignment=ALIGNMENT)
-        next_a, next_b = cuda.local.array(share_a, a.dtype), cuda.local.array(share_b, a.dtype)
-        sums, totals = cuda.local.array((m, n), a.dtype), cuda.local.array((m, n), a.dtype)
-
-        thread = cuda.threadIdx.x & (threads - 1)  # the mask changes nothing, but shows that no index is negative
-        row, col = thread // row_threads, thread % row_threads
-        tile_m, tile_n = divmod(cuda.blockIdx.x, (columns + N - 1) // N)
-        split, group = divmod(cuda.blockIdx.z, groups)
-        first_m, first_n = tile_m * M, tile_n * N
-        splits = cuda.gridDim.z // groups
-        share = ((depth + splits - 1) // splits + 3) // 4 * 4  # no quad belongs to two splits
-        start, stop = split * share, min(depth, (split + 1) * share)
-
-        for i in range(m):
-            for j in range(n):
-                sums[i, j] = totals[i, j] = 0
-        buffer = run = 0
-        for k0 in range(start - K, stop, K):  # the first turn only fetches, the last one fetches nothing
-            fetch_a(a, layer, group, first_m, k0 + K, stop, thread, next_a)
-            fetch_b(b, layer, group, first_n, k0 + K, stop, thread, next_b)
-            if k0 >= start:
-                multiply_strips(strips_a, strips_b, buffer, row, col, sums)
-                run += K
-            if run == RUN or k0 + K >= stop:
-                run = 0
-                for i in range(m):
-                    for j in range(n):
-                        totals[i, j] += sums[i, j]
-                        sums[i, j] = 0
-            buffer ^= 1
-            store_a(next_a, thread, buffer, strips_a)
-            store_b(next_b, thread, buffer, strips_b)
-            cuda.syncthreads()
-
-        for i in range(m):
-            for j in range(n):
-                at_m = first_m + i // 4 * 4 * row_gap + 4 * row + i % 4
-                at_n = first_n + j // 4 * 4 * col_gap + 4 * col + j % 4
-                put(out, layer, cuda.blockIdx.z, at_m, at_n, totals[i, j])
-
-    return Kernel(kernel)
+    return copy
 
 
 @functools.cache
-def add_up(finish: Finish) -> PerElement:
-    """Return the kernel (parts, out)."""
+def product(tile: Tile, a_operand: Operand, b_operand: Operand, store: Store) -> Kernel:
+    """Return the kernel (a, b, bias, out, M, N, K) for a grid of (groups · tiles, splits of the terms)."""
+    BM, BN, BK, TM, TN = tile
+    a_ld, b_ld = BM + PAD, BN + PAD
+    row_step, col_step = BM // TM, BN // TN  # between the rows and columns of one thread: its neighbours' lie between
+    copy_a, copy_b = _copier(a_operand, BM, tile), _copier(b_operand, BN, tile)
 
-    def add_up(parts, out):
-        """out[e] = Σ_s parts[s, e]"""
-        for e in grid_range(out.size):
-            total = number(parts, 0)
-            for s in range(parts.shape[0]):
-                total += parts[s, e]
-            out[e] = finish(out, total)
+    @device
+    def accumulate(a_tile, b_tile, row, col, sums):
+        a, b = cuda.local.array(TM, sums.dtype), cuda.local.array(TN, sums.dtype)
+        for k in range(BK):
+            for i in range(TM):
+                a[i] = a_tile[k, row + i * row_step]
+            for j in range(TN):
+                b[j] = b_tile[k, col + j * col_step]
+            for i in range(TM):
+                for j in range(TN):
+                    sums[i, j] += a[i] * b[j]
 
-    return PerElement(add_up)
+    def product(a, b, bias, out, M, N, K):
+        a_tile = cuda.shared.array((BK, a_ld), a.dtype)
+        b_tile = cuda.shared.array((BK, b_ld), a.dtype)
+        sums, totals = cuda.local.array((TM, TN), a.dtype), cuda.local.array((TM, TN), a.dtype)
+        row, col = cuda.threadIdx.x // col_step, cuda.threadIdx.x % col_step
+        tiles_m, tiles_n = (M + BM - 1) // BM, (N + BN - 1) // BN
+        group, tile_m = divmod(cuda.blockIdx.x // tiles_n, tiles_m)
+        first_m, first_n = tile_m * BM, cuda.blockIdx.x % tiles_n * BN
+        share = (K + cuda.gridDim.y - 1) // cuda.gridDim.y
+        start, stop = cuda.blockIdx.y * share, min(K, (cuda.blockIdx.y + 1) * share)
+
+        for i in range(TM):
+            for j in range(TN):
+                totals[i, j] = 0
+        for run in range(start, stop, RUN):
+            for i in range(TM):
+                for j in range(TN):
+                    sums[i, j] = 0
+            for k0 in range(run, min(run + RUN, stop), BK):
+                copy_a(a, group, first_m, M, k0, stop, a_tile)
+                copy_b(b, group, first_n, N, k0, stop, b_tile)
+                cuda.syncthreads()
+                accumulate(a_tile, b_tile, row, col, sums)
+                cuda.syncthreads()
+            for i in range(TM):
+                for j in range(TN):
+                    totals[i, j] += sums[i, j]
+        for i in range(TM):
+            for j in range(TN):
+                m, n = first_m + row + i * row_step, first_n + col + j * col_step
+                if m < M and n < N:
+                    store(out, bias, cuda.blockIdx.y, group, m, n, totals[i, j])
+
+    return Kernel(product)
 
 
 def multiply(
-    a: Any, b: Any, out: Any, matrices: tuple[Matrix, Matrix], shape: tuple[int, int, int], depth: int,
-    layer: tuple[Any, ...] = (), put: Callable[[Finish], Put] = put, finish: Finish = as_it_is,
+    a: Any, b: Any, bias: Any, out: Any, operands: tuple[Operand, Operand], store: Store, shape: Shape, splits: int = 1
+) -> None:
+    """Fill out, of the form that `store` knows, with a product whose terms are split between so many blocks."""
+    groups, M, N, K = shape
+    tile, grid = choose_tile(M), (count_tiles(groups, M, N), splits)
+    product(tile, *operands, store).launch(grid, tile.threads, a, b, bias, out, M, N, K)
+
+
+def multiply_matrices(
+    a: Any, b: Any, bias: Any, out: Any, operands: tuple[Operand, Operand], K: int,
+    store: Callable[[bool], Store] = store_matrix, relu: bool = False,
 ) -> None:  # fmt: skip
-    """Fill out with what `finish` makes of products of shape (groups, M, N) over `depth` terms.
+    """Fill out: (groups, M, N) with a product over K terms, or with max(0, product).
 
-    Where the tiles of a plain out, (groups, M, N), are too few for a GPU, the terms are split between blocks and their
-    sums added up afterwards. An out of another form is never split: its own `put` finds the elements' places.
+    Where its tiles are too few for a GPU, the terms are split between blocks, whose sums are added up afterwards.
     """
-    groups, M, N = shape
-    tile = choose(groups, M, N, out)
-    tiles = ceil_div(M, tile.M) * ceil_div(N, tile.N)
-    plain = tuple(out.shape) == shape
-    splits = max(1, min(BUSY // (tiles * groups), depth // SHORTEST_SPLIT)) if plain else 1
-    parts = out if splits == 1 else empty_like(out, (splits * groups, M, N))
-    kernel = product(tile, *matrices, put(finish if splits == 1 else as_it_is))
-    kernel.launch((tiles, 1, groups * splits), tile.threads, a, b, parts, layer, groups, N, depth)
+    splits = max(1, min(TARGET_BLOCKS // count_tiles(*out.shape), K // MIN_SPLIT))
+    parts = out[None] if splits == 1 else empty_like(out, (splits, *out.shape))
+    multiply(a, b, bias, parts, operands, store(relu and splits == 1), (*out.shape, K), splits)
     if splits > 1:
-        add_up(finish)(parts.reshape(splits, -1), out.reshape(-1))
+        sum_parts(relu)(parts.reshape(splits, -1), out.reshape(-1))
 
 
-def choose(groups: int, M: int, N: int, like: Any) -> Tile:
-    """Return the large tile, which loads less, where it still makes enough blocks; float64 has no room for it."""
-    enough = groups * ceil_div(M, LARGE.M) * ceil_div(N, LARGE.N) >= BUSY
-    return LARGE if enough and like.dtype.itemsize == 4 else SMALL
+def choose_tile(M: int) -> Tile:
+    """Return the tile of a product with so many rows."""
+    return FLAT if M <= FLAT.BM else SQUARE
+
+
+def count_tiles(groups: int, M: int, N: int) -> int:
+    tile = choose_tile(M)
+    return groups * ceil_div(M, tile.BM) * ceil_div(N, tile.BN)
+
+
+def linear(x: Any, weight: Any, bias: Any, out: Any, relu: bool = False) -> None:
+    """Z = X·Wᵀ + B"""
+    operands = ROWS, ROWS
+    multiply_matrices(x[None], weight[None], bias, out[None], operands, x.shape[1], store_with_bias, relu)
+
+
+def linear_relu(x: Any, weight: Any, bias: Any, out: Any) -> None:
+    """Z = max(0, X·Wᵀ + B)"""
+    linear(x, weight, bias, out, relu=True)
+
+
+def linear_grad_input(grad: Any, weight: Any, out: Any) -> None:
+    """∂X = ∂Z·W"""
+    multiply_matrices(grad[None], weight[None], grad, out[None], (ROWS, COLUMNS), weight.shape[0])
+
+
+def linear_grad_weight(grad: Any, x: Any, out: Any) -> None:
+    """∂W = ∂Zᵀ·X"""
+    multiply_matrices(grad[None], x[None], grad, out[None], (COLUMNS, COLUMNS), x.shape[0])

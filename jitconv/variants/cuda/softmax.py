@@ -1,8 +1,8 @@
-"""softmax, log_softmax and cross_entropy for `cuda-tiled`: bound by memory, so samples are read as few times as may be.
+"""softmax, log_softmax and cross_entropy of many classes for `cuda-tiled`: a block of threads shares one sample.
 
-Many classes of one sample are shared out to the threads of a team, few are a single thread's. One pass over the sample
-finds the largest class and the sum of exponentials, a second one writes the results; what it reads again is still in
-the nearest cache, into which the samples that are at work at one time fit.
+Neighbouring threads read neighbouring classes. What each has found, the largest class or a sum, all learn through
+shared memory. Where classes are few, or samples lie side by side (D > 1), one thread a sample reads as well: those are
+the bodies of scalar.py, as in `cuda`.
 """
 
 import math
@@ -11,119 +11,101 @@ from typing import Any
 
 from numba import cuda
 
-from jitconv.variants.cuda import grid
-from jitconv.variants.cuda.grid import MOST_PLACES, number
 from jitconv.variants.cuda.launch import Kernel, device
-from jitconv.variants.cuda.sizes import ALIGNMENT, FEWEST_CLASSES, LANES, ROWS, ceil_div
-from jitconv.variants.cuda.teams import ALONE, COLUMN, ROW, THREADS_OF_BLOCK, Team, larger
+from jitconv.variants.cuda.per_element import OPS_PER_ELEMENT, bodies, number
+from jitconv.variants.cuda.reduce import block_max, block_sum, larger
+from jitconv.variants.cuda.sizes import MIN_CLASSES, THREADS
+
+loss_at, pull_at = bodies.loss_at, bodies.pull_at
 
 
 @device
-def exp_below(x, value, top):
-    """exp(value − top); 0 for a value of −∞, below a top of −∞ too, which a larger class may yet replace"""
-    return number(x, 0) if value == -math.inf else math.exp(value - top)
+def classes(x):
+    """This thread's classes of the block's sample n."""
+    return range(cuda.threadIdx.x, x.shape[1], THREADS)
 
 
-def _kernels(team: Team) -> dict[str, Kernel]:
-    """Return the kernels for samples whose classes such teams share, by the names of their ops."""
-    size, place, team_max, team_sum = team.size, team.place, team.max, team.sum
-
-    @device
-    def exp_sum(x, parts, n, d, first, C):
-        """top = max_c x[n, c, d], and Σ_c exp(x[n, c, d] − top); the sum so far shrinks when the maximum grows"""
-        top, total = number(x, -math.inf), number(x, 0)
-        for c in range(first, C, size):
-            before, top = top, larger(x[n, c, d], top)
-            total = total * exp_below(x, before, top) + exp_below(x, x[n, c, d], top)
-        of_team = team_max(parts, top)
-        return of_team, team_sum(parts, total * exp_below(x, top, of_team))
-
-    @device
-    def log_exp_sum(x, parts, n, d, first, C):
-        """top as above, and the sum's logarithm; NaN where all classes are −∞"""
-        top, total = exp_sum(x, parts, n, d, first, C)
-        return top, math.log(total) if total > 0 else number(x, math.nan)
-
-    def softmax(x, out):
-        parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
-        n, d, first, C = place(x)
-        top, total = exp_sum(x, parts, n, d, first, C)
-        for c in range(first, C, size):
-            out[n, c, d] = math.exp(x[n, c, d] - top) / total
-
-    def softmax_grad_input(grad, z, out):
-        parts = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
-        n, d, first, C = place(grad)
-        part = number(grad, 0)
-        for c in range(first, C, size):
-            part += grad[n, c, d] * z[n, c, d]
-        total = team_sum(parts, part)
-        for c in range(first, C, size):
-            out[n, c, d] = z[n, c, d] * (grad[n, c, d] - total)
-
-    def log_softmax(x, out):
-        parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
-        n, d, first, C = place(x)
-        top, log_total = log_exp_sum(x, parts, n, d, first, C)
-        for c in range(first, C, size):
-            out[n, c, d] = x[n, c, d] - top - log_total
-
-    def log_softmax_grad_input(grad, z, out):
-        parts = cuda.shared.array((ROWS, LANES), grad.dtype, alignment=ALIGNMENT)
-        n, d, first, C = place(grad)
-        part = number(grad, 0)
-        for c in range(first, C, size):
-            part += grad[n, c, d]
-        total = team_sum(parts, part)
-        for c in range(first, C, size):
-            out[n, c, d] = grad[n, c, d] - math.exp(z[n, c, d]) * total
-
-    def cross_entropy(x, target, weight, ignore_index, smoothing, losses, weights, log_p):
-        parts = cuda.shared.array((ROWS, LANES), x.dtype, alignment=ALIGNMENT)
-        n, d, first, C = place(x)
-        top, log_total = log_exp_sum(x, parts, n, d, first, C)
-        part = number(x, 0)
-        for c in range(first, C, size):
-            log_p[n, c, d] = x[n, c, d] - top - log_total
-            part -= weight[c] * log_p[n, c, d]
-        spread = team_sum(parts, part)  # which also waits until all have written what one reads now
-        if first == 0 and C > 0:
-            grid.loss_at(log_p, target, weight, ignore_index, 0, losses, weights, n, d)
-            if smoothing > 0 and target[n, d] != ignore_index:
-                losses[n, d] += smoothing * (spread / number(x, C) - losses[n, d])
-
-    def cross_entropy_grad_input(grad, log_p, target, weight, ignore_index, smoothing, out):
-        parts = cuda.shared.array((ROWS, LANES), log_p.dtype, alignment=ALIGNMENT)
-        n, d, first, C = place(log_p)
-        part = number(log_p, 0)
-        for c in range(first, C, size):
-            part += grid.pull_at(log_p, target, weight, smoothing, n, c, d)
-        total = team_sum(parts, part)
-        for c in range(first, C, size):
-            slope = math.exp(log_p[n, c, d]) * total - grid.pull_at(log_p, target, weight, smoothing, n, c, d)
-            out[n, c, d] = grad[n, d] * slope if target[n, d] != ignore_index else number(log_p, 0)
-
-    kernels = (
-        softmax, softmax_grad_input, log_softmax, log_softmax_grad_input, cross_entropy, cross_entropy_grad_input,
-    )  # fmt: skip
-    return {kernel.__name__: Kernel(kernel) for kernel in kernels}
+@device
+def max_and_exp_sum(x, shared, n):
+    """top = max_c x[n, c, 0], and Σ_c exp(x[n, c, 0] − top)"""
+    part = number(x, -math.inf)
+    for c in classes(x):
+        part = larger(part, x[n, c, 0])
+    top = block_max(shared, part)
+    part = number(x, 0)
+    for c in classes(x):
+        part += math.exp(x[n, c, 0] - top)
+    return top, block_sum(shared, part)
 
 
-KERNELS = {team: _kernels(team) for team in (ROW, COLUMN, ALONE)}
+def softmax(x, out):
+    shared, n = cuda.shared.array(THREADS, x.dtype), cuda.blockIdx.x
+    top, total = max_and_exp_sum(x, shared, n)
+    for c in classes(x):
+        out[n, c, 0] = math.exp(x[n, c, 0] - top) / total
 
 
-def _op(name: str) -> Callable[..., None]:
-    """Return the op; samples too many to count in 32 bits are left to `cuda`."""
+def softmax_grad_input(grad, z, out):
+    shared, n = cuda.shared.array(THREADS, grad.dtype), cuda.blockIdx.x
+    part = number(grad, 0)
+    for c in classes(grad):
+        part += grad[n, c, 0] * z[n, c, 0]
+    total = block_sum(shared, part)
+    for c in classes(grad):
+        out[n, c, 0] = z[n, c, 0] * (grad[n, c, 0] - total)
+
+
+def log_softmax(x, out):
+    shared, n = cuda.shared.array(THREADS, x.dtype), cuda.blockIdx.x
+    top, total = max_and_exp_sum(x, shared, n)
+    for c in classes(x):
+        out[n, c, 0] = x[n, c, 0] - top - math.log(total)
+
+
+def log_softmax_grad_input(grad, z, out):
+    shared, n = cuda.shared.array(THREADS, grad.dtype), cuda.blockIdx.x
+    part = number(grad, 0)
+    for c in classes(grad):
+        part += grad[n, c, 0]
+    total = block_sum(shared, part)
+    for c in classes(grad):
+        out[n, c, 0] = grad[n, c, 0] - math.exp(z[n, c, 0]) * total
+
+
+def cross_entropy(x, target, weight, ignore_index, smoothing, losses, weights, log_p):
+    shared, n = cuda.shared.array(THREADS, x.dtype), cuda.blockIdx.x
+    top, total = max_and_exp_sum(x, shared, n)
+    for c in classes(x):
+        log_p[n, c, 0] = x[n, c, 0] - top - math.log(total)
+    cuda.syncthreads()  # now one thread may read what the others have written
+    if cuda.threadIdx.x == 0:
+        loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, n, 0)
+
+
+def cross_entropy_grad_input(grad, log_p, target, weight, ignore_index, smoothing, out):
+    shared, n = cuda.shared.array(THREADS, log_p.dtype), cuda.blockIdx.x
+    part = number(log_p, 0)
+    for c in classes(log_p):
+        part += pull_at(log_p, target, weight, smoothing, n, c, 0)
+    total = block_sum(shared, part)
+    for c in classes(log_p):
+        slope = math.exp(log_p[n, c, 0]) * total - pull_at(log_p, target, weight, smoothing, n, c, 0)
+        out[n, c, 0] = grad[n, 0] * slope if target[n, 0] != ignore_index else number(log_p, 0)
+
+
+def _op(function: Callable[..., None]) -> Callable[..., None]:
+    """Return the op that shares the classes of a sample where they are many and neighbours in memory."""
+    shared, per_sample = Kernel(function), OPS_PER_ELEMENT[function.__name__]
 
     def run(*args: Any) -> None:
-        N, C, D = args[name == "cross_entropy_grad_input"].shape
-        team = ALONE if C < FEWEST_CLASSES else ROW if D == 1 else COLUMN
-        if N * D > MOST_PLACES:
-            grid.VARIANT.ops[name](*args)
+        N, C, D = args[function is cross_entropy_grad_input].shape
+        if C >= MIN_CLASSES and D == 1:
+            shared.launch((N, 1), THREADS, *args)
         else:
-            KERNELS[team][name].launch((ceil_div(N * D, team.samples), 1, 1), THREADS_OF_BLOCK, *args)
+            per_sample(*args)
 
     return run
 
 
-OPS = {name: _op(name) for name in KERNELS[ALONE]}
+FUNCTIONS = (softmax, softmax_grad_input, log_softmax, log_softmax_grad_input, cross_entropy, cross_entropy_grad_input)
+OPS = {function.__name__: _op(function) for function in FUNCTIONS}
