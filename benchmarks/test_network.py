@@ -1,6 +1,5 @@
-"""The whole of SimpleConvNet: its forward, a step of training and of SGD, and the headline, one image forward."""
+"""The whole of SimpleConvNet: its forward, a step of training, and the headline, one image forward."""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,6 @@ from benchmarks import peers
 from benchmarks.measure import measure
 from benchmarks.rows import LANES, Row, over_variants, powers
 from jitconv import SimpleConvNet, data, functional, variants
-from jitconv.train import sgd_beside
 
 FORWARD_FLOPS = 2 * (20 * 24 * 24 * 25 + 500 * 2880 + 10 * 500)  # of one image
 TOLERANCE = 1e-4  # of the largest logit: what rounding may do through three layers
@@ -34,8 +32,6 @@ def rows(full: bool) -> list[Row]:
         )  # fmt: skip
         found += over_variants(row)
         found += [replace(row, variant=name) for name in peers.STEP]
-        row = replace(row, work="SGD step", layer="sgd", quantity="momentum 0.9", batch=0, flops=0)
-        found += [replace(row, variant=name) for name in (variants.BEST["cpu"], "torch")]
     return found
 
 
@@ -50,9 +46,6 @@ def test_network(benchmark: Any, row: Row, again: int) -> None:
     images, labels = (tensor[: row.batch] for tensor in data.load()[0].tensors)
     torch.manual_seed(0)
     reference = SimpleConvNet("torch")
-    if row.layer == "sgd":
-        measure_sgd(benchmark, row, reference)
-        return
     if row.quantity == "step":
         measure_step(benchmark, row, reference, images, labels)
         return
@@ -95,25 +88,3 @@ def measure_step(benchmark: Any, row: Row, model: SimpleConvNet, images: torch.T
     if not abs(first - expected) <= TOLERANCE * abs(expected):
         pytest.fail(f"wrong: the first loss is {first}, and torch's is {expected}")
     measure(benchmark, row, step)
-
-
-def measure_sgd(benchmark: Any, row: Row, model: SimpleConvNet) -> None:
-    """Time the step of all the network's parameters, which must be torch's bit for bit."""
-    copies = [copy.deepcopy(model) for _ in range(2)]
-    kinds: tuple[type[torch.optim.SGD], ...] = sgd_beside(row.variant, row.device), torch.optim.SGD
-    ours, theirs = (kind(each.parameters(), lr=0.01, momentum=0.9) for kind, each in zip(kinds, copies, strict=True))
-    for parameters in zip(*(each.parameters() for each in copies), strict=True):
-        grad = torch.randn_like(parameters[0])
-        for parameter in parameters:
-            parameter.grad = grad
-
-    def check() -> float:
-        before = [copy.deepcopy(each) for each in (copies[0].state_dict(), ours.state_dict())]
-        copies[1].load_state_dict(before[0])
-        theirs.load_state_dict(before[1])
-        ours.step()
-        theirs.step()
-        same = all(map(torch.equal, *(each.parameters() for each in copies)))
-        return 0.0 if same else float("inf")
-
-    measure(benchmark, row, ours.step, check)

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jitconv import data, functional, nn, optim, variants
+    from jitconv import data, functional, nn, variants
     from jitconv.model import SimpleConvNet
     from jitconv.plan import plan
     from jitconv.variants import Variant, available, register_variant
@@ -23,7 +23,6 @@ __all__ = [
     "diff_mse",
     "functional",
     "nn",
-    "optim",
     "plan",
     "register_variant",
     "variants",

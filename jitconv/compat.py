@@ -4,6 +4,7 @@ Tested with torch 2.13 and Numba 0.68; pyproject.toml bounds both. No other modu
 reaches for one as an attribute (tests/test_compat.py), so this is the file to look at when either of them moves.
 """
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def edge_padding(convolution: torch.nn.Conv2d) -> Any:
 def current_raw_stream(gpu: int) -> int:
     """Return the address of torch's current CUDA stream; torch.cuda.current_stream() makes an object of it."""
     return torch._C._cuda_getCurrentRawStream(gpu)
+
+
+def openmp_of_torch() -> dict[str, int] | None:
+    """Return the addresses of GOMP_parallel and its like in the OpenMP runtime that torch runs on; None without one.
+
+    Another copy of that runtime may be loaded too, with threads of its own, so this asks for what torch is linked to.
+    """
+    names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+    try:
+        linked = ctypes.CDLL(torch._C.__file__)  # already loaded; finds what the libraries that it needs have
+        addresses = {name: ctypes.cast(getattr(linked, name), ctypes.c_void_p).value or 0 for name in names}
+        same = linked.omp_get_max_threads() == torch.get_num_threads()
+    except (OSError, AttributeError):
+        return None
+    return addresses if same else None
 
 
 # Numba: what it compiles for, and its threads --------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Memory of results: freed pages are used again, and large new ones are huge (46 MB are written in 3 ms, not in 17)."""
+"""Memory of results: large ones are in huge pages (46 MB are written in 3 ms, not in 17)."""
 
 import ctypes
 import functools
@@ -13,18 +13,6 @@ LARGE = 32 << 20  # bytes: what is larger, glibc always takes fresh from the ker
 _LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _MADVISE = getattr(_LIBRARY, "madvise", None)
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep up to 64 MB of freed memory for the next result, as it does once an array of 32 MB has been freed.
-
-    Until then it gives results and working memory of more than 128 kB back to the kernel after every call, and takes
-    new pages for the next one: a product of 512 × 512 matrices then takes half as long again.
-    """
-    if (mallopt := getattr(_LIBRARY, "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGE)
-        mallopt(_M_TRIM_THRESHOLD, 2 * LARGE)
 
 
 def prefer_huge_pages(tensor: torch.Tensor) -> torch.Tensor:

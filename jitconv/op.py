@@ -25,7 +25,7 @@ from jitconv.compat import (
     tracing_state,
     transform,
 )
-from jitconv.memory import LARGE, keep_freed_memory, memory_of, prefer_huge_pages
+from jitconv.memory import LARGE, memory_of, prefer_huge_pages
 from jitconv.packing import packed
 from jitconv.variants import Variant
 
@@ -37,7 +37,6 @@ ONLY_SHAPES = ("size", "dim")  # arguments that decide shapes, and that kernels 
 SMALL = 2048  # numbers in all arrays of a call; a second core would save less than the 6 µs that it takes to start
 _library = torch.library.Library("jitconv", "DEF")
 _ops: dict[str, "Op"] = {}
-keep_freed_memory()
 
 
 def as_it_is(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:

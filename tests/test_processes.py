@@ -57,21 +57,53 @@ def test_many_python_threads_at_once(variant: str) -> None:
     assert all(torch.equal(result, alone) for result in results)
 
 
-def test_many_python_threads_on_the_threading_layer_that_cannot() -> None:
-    code = (
-        FORWARD
-        + """
+NO_OPENMP = """
+from jitconv import compat
+compat.openmp_of_torch = lambda: None
+"""
+MANY_AT_ONCE = (
+    FORWARD
+    + """
 from concurrent.futures import ThreadPoolExecutor
+from jitconv.variants import threads
 torch.set_num_threads(2)
-with ThreadPoolExecutor(8) as pool:
-    list(pool.map(lambda _: F.conv2d(x, w, variant="jit-parallel"), range(64)))
-import numba
-print(numba.threading_layer())
+with ThreadPoolExecutor(8) as executor:
+    list(executor.map(lambda _: F.conv2d(x, w, variant="jit-parallel"), range(64)))
+assert torch.get_num_threads() == 2
+print(threads.layer())
+"""
+)
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_where_torch_has_no_openmp_numbas_threads_do_the_work(layer: str) -> None:
+    """Also on the layer that ends the process when two threads use it at once."""
+    done = run(NO_OPENMP + MANY_AT_ONCE, NUMBA_THREADING_LAYER=layer)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Numba's {layer}"
+
+
+@pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info().partition("backend:")[2], reason="another backend")
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's OpenMP is not GNU's")
+def test_kernels_run_on_torchs_own_threads() -> None:
+    code = (
+        MANY_AT_ONCE
+        + """
+import os
+for variant in ("jit-parallel", "jit-tiled"):
+    for layer in (lambda v: F.conv2d(x, w, variant=v), lambda v: F.relu(x.repeat(64, 1, 1, 1), variant=v)):
+        torch.relu(torch.randn(1 << 20))
+        before = len(os.listdir("/proc/self/task"))
+        layer(variant)
+        assert len(os.listdir("/proc/self/task")) == before
+print(*sorted({line.split()[-1] for line in open("/proc/self/maps") if "omppool" in line or "libgomp" in line}))
 """
     )
-    done = run(code, NUMBA_THREADING_LAYER="workqueue")
+    done = run(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "workqueue"
+    *_, name, libraries = done.stdout.splitlines()
+    assert name == "torch's OpenMP"
+    assert len(libraries.split()) == 1, "one OpenMP runtime, and nothing of Numba's"
 
 
 def _child(depth: int, variant: str) -> None:
@@ -179,16 +211,50 @@ def test_nowhere_to_write_compiles_without_a_cache(monkeypatch: pytest.MonkeyPat
     assert kernel.stats.cache_path is None
 
 
-def test_importing_starts_nothing() -> None:
+def test_importing_changes_nothing() -> None:
+    """Nor does building a network: the first kernel does what is to be done in the process."""
     code = """
-import sys, threading, jitconv
-assert "torch" not in sys.modules
-jitconv.nn, jitconv.functional, jitconv.SimpleConvNet, jitconv.optim
-import numba
-loaded = [name for name in ("numba.cuda", "torchvision") if name in sys.modules]
-from jitconv.variants import jit
-kernels = [*jit.VARIANTS[0].ops.values(), *(step.serial for step in jit.DESCENT.values())]
-compiled = [f for f in kernels if f.signatures]
-print(loaded, compiled, threading.active_count())
+import atexit, gc, os, signal, sys, threading, warnings
+import numba, torch, torch._dynamo  # what these do is theirs
+
+forks = []
+register = os.register_at_fork
+os.register_at_fork = lambda **hooks: forks.append(hooks) or register(**hooks)
+
+def state():
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    libraries = sorted({line.split()[-1] for line in open("/proc/self/maps") if "omppool" in line or "gomp" in line})
+    tasks = os.listdir("/proc/self/task") if sys.platform == "linux" else threading.active_count()
+    switches = sys.getswitchinterval(), gc.get_threshold(), sys.getrecursionlimit(), sys.excepthook, os.umask(0o22)
+    return dict(
+        handlers=handlers, libraries=libraries, tasks=tasks, switches=switches, environment=dict(os.environ),
+        warnings=list(warnings.filters), threads=torch.get_num_threads(), dtype=torch.get_default_dtype(),
+        forks=len(forks), exits=atexit._ncallbacks(), finders=list(sys.meta_path), hooks=list(sys.path_hooks),
+        relu=torch.nn.functional.relu, linear=torch.nn.Linear.forward,
+    )
+
+before = state()
+import jitconv
+from jitconv import functional, nn
+jitconv.nn, jitconv.functional
+jitconv.SimpleConvNet()
+jitconv.nn.convert(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+after = state()
+print([name for name in before if before[name] != after[name]])
+print([name for name in sys.modules if name.startswith(("jitconv.variants.", "numba.cuda", "torchvision"))])
 """
-    assert run(code).stdout.strip() == "[] [] 1"
+    done = run(code)
+    assert done.stdout.splitlines() == ["[]", "[]"], done.stdout + done.stderr
+
+
+def test_importing_jitconv_loads_neither_torch_nor_numba() -> None:
+    assert run("import sys, jitconv; print('torch' in sys.modules, 'numba' in sys.modules)").stdout == "False False\n"
+
+
+def test_loading_a_variant_compiles_nothing() -> None:
+    code = """
+from jitconv.variants import jit
+print([f for f in jit.VARIANTS[0].ops.values() if f.signatures])
+print([f for f in jit.VARIANTS[1].ops.values() if f.function.signatures])
+"""
+    assert run(code).stdout.splitlines() == ["[]", "[]"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import COMPILED
 
-from jitconv import optim, train, variants
+from jitconv import variants
 from jitconv.train import Config, Epoch, Run
 
 
@@ -80,19 +80,6 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     parts = run(tmp_path / "parts", epochs=3, resume=True)
     assert [epoch.loss for epoch in parts.epochs] == [epoch.loss for epoch in whole.epochs]
     assert all(map(torch.equal, parts.model.parameters(), whole.model.parameters()))
-
-
-@pytest.mark.parametrize("first", [optim.SGD, torch.optim.SGD])
-def test_a_run_goes_on_with_either_optimiser(
-    first: type[torch.optim.SGD], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(tmp_path / "whole", variant="jit-tiled", epochs=2)
-    assert type(whole.optimizer) is optim.SGD
-    for epochs, kind in ((1, first), (2, optim.SGD if first is torch.optim.SGD else torch.optim.SGD)):
-        monkeypatch.setattr(train, "sgd_beside", lambda *_, kind=kind: kind)
-        parts = run(tmp_path / "parts", variant="jit-tiled", epochs=epochs, resume=epochs == 2)
-    for ours, expected in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_an_interruption_loses_the_running_epoch_only(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from jitconv.variants import threads
+from jitconv import compat
 from jitconv.variants.compiling import inner, njit
-from jitconv.variants.tiled.workers import ALONE, each_worker, team
+from jitconv.variants.workers import ALONE, each_worker, portion, start_on_numba, start_on_torch
 
 
 @inner
@@ -19,35 +20,53 @@ def _ask_for(worker, workers, size):
         np.empty(size, np.float32)[0] = 0
 
 
-def _marked(team, workers, out, pair):
-    each_worker(team, workers, _mark, (out, pair))
+def _marked(start, workers, out, pair):
+    each_worker(start, workers, _mark, (out, pair))
 
 
-def _asked(team, workers, size):
-    each_worker(team, workers, _ask_for, (size,))
+def _asked(start, workers, size):
+    each_worker(start, workers, _ask_for, (size,))
 
 
 mark, ask = njit(_marked, cache=False), njit(_asked, cache=False)
 
 
-def _teams():
-    threads.layer()  # starts the threads
-    return ALONE, team()
+def _starts():
+    before = torch.get_num_threads()
+    compat.launch_numba_threads()
+    torch.set_num_threads(before)
+    return [start for start in (ALONE, start_on_numba(), start_on_torch()) if start is not None]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_worker_runs_once(workers):
-    for who in _teams():
+    for start in _starts():
         out = np.zeros(5, np.int64)
-        mark(who, workers, out, (10, 3))
+        mark(start, workers, out, (10, 3))
         assert out.tolist() == [10 * workers + 3] * workers + [0] * (5 - workers)
 
 
 def test_a_worker_without_memory_is_an_error_of_the_kernel():
-    for who in _teams():
-        ask(who, 2, 8)
+    for start in _starts():
+        ask(start, 2, 8)
         with pytest.raises(MemoryError):
-            ask(who, 2, 2**58)
+            ask(start, 2, 2**58)
+
+
+def _parts(out, workers):
+    for worker in range(workers):
+        for i in portion(worker, workers, out.size):
+            out[i] += 1 + worker
+
+
+def test_portions_are_all_of_a_range_and_as_even_as_may_be():
+    parts = njit(_parts, cache=False)
+    for size, workers in ((0, 2), (1, 3), (10, 3), (12, 4)):
+        out = np.zeros(size, np.int64)
+        parts(out, workers)
+        counts = [int((out == 1 + worker).sum()) for worker in range(workers)]
+        assert sum(counts) == size, "each number in one portion"
+        assert max(counts) - min(counts) <= 1
 
 
 def test_python_cannot_call_what_is_compiled_for_kernels():

@@ -1,36 +1,61 @@
-"""`jit` and `jit-parallel`: the equations compiled by Numba, for one core and for all of them."""
+"""`jit` and `jit-parallel`: the equations compiled by Numba, for one core and for all of them.
 
+What the second changes is the schedule alone: `prange`, over the independent outputs, is each worker's portion of them.
+Numba's own prange (`parallel=True`) compiles seven times as long and runs on a second pool of threads beside torch's.
+"""
+
+import inspect
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from jitconv.variants import EXACT_OPS, OPS, Variant, scalar
 from jitconv.variants.compiling import EXACT, FAST, inner, multiply_add, njit, specialise
 from jitconv.variants.threads import Kernel
-
-DESCENTS = ("sgd", "sgd_momentum")  # steps of jitconv.optim: no layers, so no ops of a variant
+from jitconv.variants.workers import each_worker, portion
 
 
 def _compile(function: Callable[..., None], how: Callable[..., Any] = njit, **options: Any) -> Any:
-    exact = function.__name__.startswith((*EXACT_OPS, *DESCENTS))
-    return how(function, fastmath=EXACT if exact else FAST, **options)
+    return how(function, fastmath=EXACT if function.__name__.startswith(EXACT_OPS) else FAST, **options)
 
 
 # Without forced inlining, calling a body costs as much as its arithmetic.
 _body = partial(_compile, how=inner, forceinline=True)
 
 
-def _compiled(tag: str, **options: Any) -> SimpleNamespace:
-    return specialise(scalar, tag, _body, partial(_compile, **options), multiply_add=multiply_add)
+def _of_worker(function: FunctionType) -> FunctionType:
+    """A driver as one worker runs it: f(worker, workers, *args), where prange(n) is its portion of range(n)."""
+    lines, first = inspect.getsourcelines(function)
+    source = "".join(lines).replace("(", "(worker, workers, ", 1).replace("prange(", "portion(worker, workers, ")
+    defined: dict[str, Any] = {}
+    exec(compile("\n" * (first - 1) + source, function.__code__.co_filename, "exec"), function.__globals__, defined)
+    return _named(defined[function.__name__], function)
 
 
-serial = _compiled("jit")
-_parallel = _compiled("jit_parallel", parallel=True)
+def _shared(function: FunctionType) -> Any:
+    """A driver whose loop is shared out: f(start, workers, *args), see each_worker."""
+    names = {"each_worker": each_worker, "worker": _compile(_of_worker(function), how=inner)}
+    return njit(_named(FunctionType(_run.__code__, names, function.__name__), function))
+
+
+def _run(start, workers, *args):
+    each_worker(start, workers, worker, args)  # noqa: F821
+
+
+def _named(copy: FunctionType, function: FunctionType) -> FunctionType:
+    copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
+    return copy
+
+
+def _compiled(tag: str, driver: Callable[..., Any], **replacements: Any) -> SimpleNamespace:
+    return specialise(scalar, tag, _body, driver, multiply_add=multiply_add, **replacements)
+
+
+serial = _compiled("jit", _compile)
+_parallel = _compiled("jit_parallel", _shared, portion=portion)
 
 VARIANTS = (
     Variant("jit", "cpu", {op: getattr(serial, op) for op in OPS}),
-    Variant("jit-parallel", "cpu", {op: Kernel(getattr(serial, op), getattr(_parallel, op)) for op in OPS}),
+    Variant("jit-parallel", "cpu", {op: Kernel(getattr(_parallel, op)) for op in OPS}),
 )
-
-DESCENT = {step: Kernel(getattr(serial, step), getattr(_parallel, step)) for step in DESCENTS}

@@ -1,20 +1,36 @@
-"""How many cores a kernel may use: as many as torch does, and never in a way that can end the process."""
+"""How many cores a kernel may use, as many as torch does, and whose threads: torch's own, where that can be.
+
+Two pools of threads in one process take each other's cores, because each waits for its next work by spinning. torch's
+pool is OpenMP's; where torch was built without it, Numba's threads do the work.
+"""
 
 import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import torch
 
 from jitconv import compat
+from jitconv.variants.workers import ALONE, start_on_numba, start_on_torch
 
-_launch_lock = threading.Lock()
-_launched = False
+
+class Pool(NamedTuple):
+    """Threads that run workers: their name, the address of what starts workers on them, and a lock where they need it.
+
+    Numba's layer `workqueue` ends the process when two threads use it at once; the others, and torch's, do not.
+    """
+
+    name: str
+    start: int
+    guard: Any
+
+
+_pool: Pool | None = None
+_making = threading.Lock()
 _forked = False
-_turns: Any = nullcontext()  # taken around every parallel kernel; a lock where Numba's threads serve one caller only
 
 
 def _mark_forked() -> None:
@@ -29,51 +45,54 @@ if hasattr(os, "register_at_fork"):
 
 def count() -> int:
     """Return the number of cores a kernel called now may use: torch.get_num_threads(), or 1 in a forked process."""
-    return 1 if _forked else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    return 1 if _forked else torch.get_num_threads()
 
 
-def _launch() -> None:
-    """Start Numba's threads, once; doing so sets torch's own thread count to 1, so put that back."""
-    global _launched, _turns
-    with _launch_lock:
-        if not _launched:
-            before = torch.get_num_threads()
-            compat.launch_numba_threads()
-            torch.set_num_threads(before)
-            if numba.threading_layer() == "workqueue":  # aborts the process when two threads use it at once
-                _turns = threading.RLock()
-            _launched = True
+def pool() -> Pool:
+    """Return the threads that kernels run on, which the first call finds, and starts if they are Numba's."""
+    global _pool
+    if _pool is None:
+        with _making:
+            if _pool is None:
+                start = start_on_torch()
+                _pool = _numba_pool() if start is None else Pool("torch's OpenMP", start, nullcontext())
+    return _pool
+
+
+def _numba_pool() -> Pool:
+    before = torch.get_num_threads()
+    compat.launch_numba_threads()
+    torch.set_num_threads(before)  # which starting Numba's may have set to 1
+    layer = numba.threading_layer()
+    return Pool(f"Numba's {layer}", start_on_numba(), threading.RLock() if layer == "workqueue" else nullcontext())
 
 
 class Kernel:
-    """One loop nest compiled twice: `serial` for one core, `parallel` (Numba's prange) for several."""
+    """A compiled function of (start, workers, *args), shared out to as many workers as torch has threads.
 
-    def __init__(self, serial: Callable[..., Any], parallel: Callable[..., Any]) -> None:
-        self.serial = self.alone = serial
-        self.parallel = parallel
+    `start` is the address that each_worker takes (workers.py): of the pool's, or ALONE.
+    """
 
-    def shared(self, threads: int, *args: Any) -> None:
-        """Run on Numba's threads; their number is for kernels that share out their work themselves."""
-        self.parallel(*args)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def run(self, start: int, workers: int, *args: Any) -> None:
+        self.function(start, workers, *args)
+
+    def alone(self, *args: Any) -> None:
+        """Run on the calling thread, whatever torch's number of threads."""
+        self.run(ALONE, 1, *args)
 
     def __call__(self, *args: Any) -> None:
-        threads = count()
-        if threads == 1:
-            self.alone(*args)
-            return
-        if not _launched:
-            _launch()
-        with _turns:
-            before = numba.get_num_threads()
-            numba.set_num_threads(threads)
-            try:
-                self.shared(threads, *args)
-            finally:
-                numba.set_num_threads(before)
+        workers = count()
+        if workers == 1:
+            self.run(ALONE, 1, *args)
+        else:
+            _, start, guard = pool()
+            with guard:
+                self.run(start, workers, *args)
 
 
 def layer() -> str:
-    """Return the name of Numba's threading layer, starting its threads if need be."""
-    if not _launched:
-        _launch()
-    return str(numba.threading_layer())
+    """Return the name of the threads that kernels run on, starting them if need be."""
+    return pool().name

@@ -6,13 +6,12 @@ from typing import Any
 
 from jitconv.variants.compiling import njit
 from jitconv.variants.threads import Kernel
-from jitconv.variants.tiled.workers import ALONE, team
 
 _compiled = functools.cache(njit)  # once, whatever the options that ops give a driver
 
 
 class Tiled(Kernel):
-    """A driver, compiled once, that is told who shares its work, a team and how many workers, and the op's own options.
+    """A driver, compiled once, that is told where its workers run, how many they are, and the op's own options.
 
     Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
     number that is not finite met zeros that are not part of the sum.
@@ -21,15 +20,9 @@ class Tiled(Kernel):
     leaves_out = False  # the last result, where it is given an array of no size for it
 
     def __init__(self, driver: Any, plain: Callable[..., None] | None, *options: Any) -> None:
-        kernel = _compiled(driver)
-        super().__init__(kernel, kernel)
-        self.alone = self._alone
+        super().__init__(_compiled(driver))
         self.plain, self.options = plain, options
 
-    def _alone(self, *args: Any) -> None:
-        if self.serial(ALONE, 1, *self.options, *args) is False and self.plain is not None:
-            self.plain(*args)
-
-    def shared(self, threads: int, *args: Any) -> None:
-        if self.parallel(team(), threads, *self.options, *args) is False and self.plain is not None:
+    def run(self, start: int, workers: int, *args: Any) -> None:
+        if self.function(start, workers, *self.options, *args) is False and self.plain is not None:
             self.plain(*args)

@@ -1,0 +1,164 @@
+"""Sharing a kernel out to workers: its code is compiled once, and one call starts it on all threads of a pool.
+
+Numba's `parallel=True` would compile each kernel a second time, and all that it calls, three times over; and its
+threads would be a second pool beside torch's, each waiting for work where the other has some.
+"""
+
+import functools
+
+from llvmlite import binding, ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from jitconv import compat
+from jitconv.variants.compiling import inner, njit
+
+_INT, _NUMBER, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+_WORK = ir.FunctionType(ir.VoidType(), [_NUMBER, _NUMBER, _POINTER])  # worker, workers, arguments
+_START = ir.FunctionType(ir.VoidType(), [_NUMBER, _NUMBER, _NUMBER])  # the address of work, workers, arguments
+ALONE = 0  # in the place of a pool's start: one worker after another, on the calling thread
+
+
+@inner
+def portion(worker, workers, n):
+    """The worker's part of range(n)."""
+    return range(n * worker // workers, n * (worker + 1) // workers)
+
+
+# Starting workers: functions of (address of work, workers, address of arguments) -------------------------------
+
+
+def _address(start, **options):
+    dispatcher, numbers = njit(start, **options), (types.intp,) * 3
+    dispatcher.compile(numbers)
+    compiled = dispatcher.overloads[numbers]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+
+
+@intrinsic
+def _call(typing, work, worker, workers, arguments):
+    def code(context, builder, signature, args):
+        work, worker, workers, arguments = args
+        function = builder.inttoptr(work, _WORK.as_pointer())
+        builder.call(function, [worker, workers, builder.inttoptr(arguments, _POINTER)])
+        return context.get_dummy_value()
+
+    return types.void(*(types.intp,) * 4), code
+
+
+def _start_numba(work, workers, arguments):
+    for worker in prange(workers):
+        _call(work, worker, workers, arguments)
+
+
+@functools.cache
+def start_on_numba() -> int:
+    """Return the address of what starts workers on Numba's threads, which must have been launched."""
+    return _address(_start_numba, parallel=True)
+
+
+@intrinsic
+def _openmp_parallel(typing, work, workers, arguments):
+    """#pragma omp parallel num_threads(workers), as GNU's compiler translates it."""
+
+    def code(context, builder, signature, args):
+        module, job = builder.module, cgutils.alloca_once_value(builder, cgutils.pack_array(builder, args))
+        # What each thread runs. It may find fewer threads than were asked for, and then takes several workers' work.
+        thread = ir.Function(module, ir.FunctionType(ir.VoidType(), [_POINTER]), module.get_unique_name("thread"))
+        thread.linkage = "internal"
+        inside = ir.IRBuilder(thread.append_basic_block())
+        work, workers, arguments = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(thread.args[0], job.type)))
+
+        def number(name):
+            function = cgutils.get_or_insert_function(module, ir.FunctionType(_INT, []), f"jitconv_{name}")
+            return inside.sext(inside.call(function, []), _NUMBER)
+
+        first, step = number("omp_get_thread_num"), number("omp_get_num_threads")
+        with cgutils.for_range_slice(inside, first, workers, step, inc=True) as (worker, _):
+            function = inside.inttoptr(work, _WORK.as_pointer())
+            inside.call(function, [worker, workers, inside.inttoptr(arguments, _POINTER)])
+        inside.ret_void()
+
+        kinds = [thread.type, _POINTER, _INT, _INT]
+        start = cgutils.get_or_insert_function(module, ir.FunctionType(ir.VoidType(), kinds), "jitconv_GOMP_parallel")
+        count = builder.trunc(args[1], _INT)
+        builder.call(start, [thread, builder.bitcast(job, _POINTER), count, ir.Constant(_INT, 0)])
+        return context.get_dummy_value()
+
+    return types.void(*(types.intp,) * 3), code
+
+
+def _start_openmp(work, workers, arguments):
+    _openmp_parallel(work, workers, arguments)
+
+
+@functools.cache
+def start_on_torch() -> int | None:
+    """Return the address of what starts workers on torch's threads; None where those are not OpenMP's."""
+    functions = compat.openmp_of_torch()
+    if functions is None:
+        return None
+    for name, address in functions.items():
+        binding.add_symbol(f"jitconv_{name}", address)
+    return _address(_start_openmp)
+
+
+# What workers do -------------------------------------------------------------------------------------------------
+
+
+def _borrowed(context, builder, kind, value):
+    """The value with its arrays not counted: threads that count slices of one array wait for each other."""
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        return compat.struct_value(array)
+    if isinstance(kind, types.BaseTuple):
+        parts = cgutils.unpack_tuple(builder, value, len(kind.types))
+        parts = [_borrowed(context, builder, part, each) for part, each in zip(kind.types, parts, strict=True)]
+        return context.make_tuple(builder, kind, parts)
+    return value
+
+
+@intrinsic
+def each_worker(typing, start, workers, function, args):
+    """function(worker, workers, *args) for each worker: on the pool of `start`; if that is ALONE, in turn."""
+    call = function.get_call_type(typing, (types.intp, types.intp, *args.types), {})
+
+    def code(context, builder, signature, values):
+        start, workers, _, arguments = values
+        arguments = _borrowed(context, builder, args, arguments)
+        compiled = function.dispatcher.overloads[call.args]
+        context.add_linking_libs([compiled.library])
+        failed = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(1), 0))
+        room = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [arguments, failed]))
+
+        # What a thread is given: the code that unpacks the arguments and calls, and where the arguments lie.
+        work = ir.Function(builder.module, _WORK, builder.module.get_unique_name("work"))
+        work.linkage = "internal"
+        work.attributes.add("noinline")
+        inside = ir.IRBuilder(work.append_basic_block())
+        worker, count, address = work.args
+        stored = inside.load(inside.bitcast(address, room.type))
+        items = cgutils.unpack_tuple(inside, inside.extract_value(stored, 0), len(args.types))
+        callee = context.declare_function(builder.module, compiled.fndesc)
+        numbers = [worker, count, *items]
+        status, _ = context.call_conv.call_function(inside, callee, call.return_type, call.args, numbers)
+        with inside.if_then(status.is_error, likely=False):
+            inside.store(ir.Constant(ir.IntType(1), 1), inside.extract_value(stored, 1))
+        inside.ret_void()
+
+        place = builder.bitcast(room, _POINTER)
+        with builder.if_else(builder.icmp_signed("==", start, ir.Constant(_NUMBER, ALONE))) as (alone, together):
+            with alone, cgutils.for_range(builder, workers) as loop:
+                builder.call(work, [loop.index, workers, place])
+            with together:
+                function_of_pool = builder.inttoptr(start, _START.as_pointer())
+                builder.call(
+                    function_of_pool, [builder.ptrtoint(work, _NUMBER), workers, builder.ptrtoint(place, _NUMBER)]
+                )
+        with builder.if_then(builder.load(failed), likely=False):
+            context.call_conv.return_user_exc(builder, MemoryError, ("a worker found no memory",))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, function, args), code
