@@ -26,13 +26,17 @@ def ties(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return rng.integers(-1, 2, shape).astype(float)
 
 
-def sprinkled(*values: float) -> Fill:
-    """Normal numbers with a tenth of them replaced by these values."""
+def sprinkled(*values: float, share: float = 0.1) -> Fill:
+    """Normal numbers with a tenth of them, or another share, replaced by these values."""
 
     def fill(rng: np.random.Generator, shape: Shape) -> np.ndarray:
-        return np.where(rng.random(shape) < 0.1, rng.choice(values, shape), normal(rng, shape))
+        return np.where(rng.random(shape) < share, rng.choice(values, shape), normal(rng, shape))
 
     return fill
+
+
+def rarely(*values: float) -> Fill:
+    return sprinkled(*values, share=1e-3)
 
 
 def constant(value: float) -> Fill:
@@ -73,7 +77,8 @@ class Case:
     """One call of a layer: its array arguments by name, made on demand, and its other arguments.
 
     layer: a function of jitconv.functional (and of torch). arrays: shapes, in the order of the signature; those in
-    `fixed` are given as they are (targets, say). fill and layout apply to the first array, or to all with `fill_all`.
+    `fixed` are given as they are (targets, say). fill and layout apply to the first array, or to all with `fill_all`;
+    fill_grad makes the gradient that backward starts from.
     """
 
     layer: str
@@ -84,6 +89,7 @@ class Case:
     fill_all: bool = False
     layout: Callable[[np.ndarray], np.ndarray] = contiguous
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fill_grad: Fill = normal
 
     def __str__(self) -> str:
         return f"{self.layer}: {self.name}"
@@ -159,6 +165,14 @@ CASES: tuple[Case, ...] = (
     conv2d("the network's", (3, 1, 28, 28), (20, 1, 5, 5)),
     conv2d("tile remainders", (1, 5, 19, 35), (13, 5, 3, 3), padding=1),
     conv2d("tile remainders, many channels", (2, 33, 7, 5), (17, 33, 3, 3), padding=1),
+    conv2d("3×3 tiles", (2, 20, 23, 26), (35, 20, 3, 3), padding=1),
+    conv2d("3×3 tiles, tails of channels and filters", (1, 37, 25, 22), (19, 37, 3, 3), padding=1),
+    conv2d("3×3 tiles, no padding", (4, 17, 13, 11), (18, 17, 3, 3)),
+    conv2d("3×3 tiles, padding above the kernel", (2, 17, 6, 9), (18, 17, 3, 3), padding=(4, 3)),
+    conv2d("3×3 tiles, padding same", (1, 17, 13, 18), (20, 17, 3, 3), padding="same"),
+    conv2d("3×3 tiles, groups", (2, 34, 14, 13), (40, 17, 3, 3), padding=1, groups=2),
+    conv2d("3×3 tiles, wide", (1, 17, 4, 300), (17, 17, 3, 3), padding=1),
+    conv2d("3×3 tiles, many small images", (9, 20, 7, 7), (33, 20, 3, 3), padding=1),
     conv2d("one row", (2, 3, 1, 40), (5, 3, 1, 4)),
     conv2d("one column", (2, 3, 23, 1), (5, 3, 4, 1), padding=(0, 0)),
     conv2d("ResNet stem", (1, 3, 17, 19), (8, 3, 7, 7), stride=2, padding=3),
@@ -172,6 +186,7 @@ CASES: tuple[Case, ...] = (
     conv2d("read-only", IMAGE, FILTERS, layout=read_only),
     conv2d("NaN", IMAGE, FILTERS, fill=sprinkled(NAN), padding=1),
     conv2d("infinities", (2, 3, 17, 19), (9, 3, 3, 3), fill=sprinkled(INF, -INF), padding=1),
+    conv2d("3×3 tiles, NaN and infinities", (2, 20, 23, 26), (35, 20, 3, 3), padding=1, fill=rarely(NAN, INF, -INF)),
     conv2d("outliers", IMAGE, FILTERS, fill=outliers),
     conv2d("all positive", (2, 16, 9, 9), (4, 16, 3, 3), fill=positive, fill_all=True),
     max_pool2d("2×2", (2, 3, 8, 10), 2),

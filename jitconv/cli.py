@@ -81,7 +81,7 @@ def _checks(names: tuple[str, ...], layers: tuple[str, ...], images: int) -> tup
 
     import numpy as np
 
-    from jitconv import data, variants
+    from jitconv import adversary, data, variants
     from jitconv.cases import CASES, Case
     from jitconv.verify import Check, check, network_cases
 
@@ -115,6 +115,8 @@ def _checks(names: tuple[str, ...], layers: tuple[str, ...], images: int) -> tup
         for variant in _counted(chosen, "verifying"):
             on_digits += checks(digits, variant)
             on_table += checks(table, variant)
+            if variant.bounds and "conv2d" in (layers or known):
+                on_table += [one for dtype in DTYPES for one in adversary.check_bounds(variant.name, dtype)]
     return on_digits, on_table
 
 
@@ -140,7 +142,7 @@ def _cases_table(checks: list[Any]) -> Table:
     for (layer,), found in _grouped(checks, "layer").items():
         by_variant = _grouped(found, "variant").values()
         worst = [max(group, key=lambda one: one.bound_used) for group in by_variant]
-        table.add_row(layer, str(len(found) // len(worst)), *map(_share, worst))
+        table.add_row(layer, str(max(map(len, by_variant))), *map(_share, worst))
     return table
 
 

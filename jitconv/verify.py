@@ -2,7 +2,8 @@
 
 The oracle is torch in float64. max_pool2d, relu and flatten must agree with torch bit for bit. conv2d and linear may
 be wrong by at most 4·eps·op(|x|, |w|), the sum of the magnitudes that each element adds up: a bound that needs no
-tuning for a shape. The softmax family has 4·eps times the largest exponent and result.
+tuning for a shape. The softmax family has 4·eps times the largest exponent and result. A variant may have a bound
+of its own instead (`Variant.bounds`), as jit-winograd has where it computes in tiles; adversary.py tries it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jitconv import functional, variants
+from jitconv import functional, shapes, variants
 from jitconv.cases import Case
 from jitconv.model import SimpleConvNet
 
@@ -78,7 +79,7 @@ class Expected:
         self.inputs = {name: _tensor(value).to(device) for name, value in case.inputs(dtype, seed).items()}
         wide = {name: value.double() if value.is_floating_point() else value for name, value in self.inputs.items()}
         layer = variants.get("torch").ops[case.layer]
-        self.grad = _normal_like(layer(**wide, **case.arguments), seed)
+        self.grad = _grad_like(layer(**wide, **case.arguments), case, seed)
 
         self.oracle = results(layer, case, wide, self.grad)
         self.reference = results(layer, case, self.inputs, self.grad)
@@ -100,8 +101,35 @@ class Expected:
             max_error=_largest(ours, reference),
             error=_largest(ours, oracle),
             torch_error=_largest(reference, oracle),
-            bound_used=_bound_used(self.case, ours, reference, oracle, self.magnitudes[quantity]),
+            bound_used=_bound_used(self.case, ours, reference, oracle, self._allowed(variant, quantity)),
         )
+
+    def _allowed(self, variant: str, quantity: str) -> torch.Tensor:
+        """How wrong each element may be, in units of eps."""
+        usual = BOUND[getattr(torch, self.dtype)] * self.magnitudes[quantity]
+        own = self._own_bound(variant, quantity)
+        if own is None:
+            return usual
+        allowed = torch.from_numpy(own).reshape(usual.shape).to(usual.device)
+        return torch.where(allowed.isfinite(), allowed, usual)  # what is not finite is computed the direct way
+
+    def _own_bound(self, variant: str, quantity: str) -> Any:
+        """The variant's own bound for this result, an array; None where it has none."""
+        op = {"forward": "conv2d", "grad input": "conv2d_grad_input"}.get(quantity)
+        bound = variants.get(variant).bounds.get(op) if op is not None and self.case.layer == "conv2d" else None
+        if bound is None:
+            return None
+        *constants, _ = shapes.conv2d(**self.inputs, **self.case.arguments)
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self.inputs.items()}
+        x, weight, grad = arrays["input"], arrays["weight"], self.grad.cpu().numpy().astype(self.dtype)
+        x, grad = (array[None] if array.ndim == 3 else array for array in (x, grad))
+        if op == "conv2d":
+            return bound(x, weight, arrays.get("bias", np.zeros(len(weight))), *constants, grad.shape)
+        return bound(grad, weight, *constants, x.shape)
+
+    def own(self, variant: str) -> list[str]:
+        """The results for which the variant has a bound of its own."""
+        return [quantity for quantity in self.oracle if self._own_bound(variant, quantity) is not None]
 
 
 def network_cases(images: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> list[Case]:
@@ -164,7 +192,7 @@ def _magnitudes(
 
 
 def _bound_used(
-    case: Case, ours: torch.Tensor, reference: torch.Tensor, oracle: torch.Tensor, magnitude: torch.Tensor
+    case: Case, ours: torch.Tensor, reference: torch.Tensor, oracle: torch.Tensor, allowed: torch.Tensor
 ) -> float:
     if ours.shape != reference.shape or ours.dtype != reference.dtype:
         return np.inf
@@ -174,7 +202,7 @@ def _bound_used(
     if not torch.equal(_kinds(ours)[~finite], _kinds(oracle)[~finite]):
         return np.inf
     error = (ours.double() - oracle).abs()[finite]
-    allowed = (BOUND[ours.dtype] * torch.finfo(ours.dtype).eps * magnitude)[finite]
+    allowed = (torch.finfo(ours.dtype).eps * allowed)[finite]
     share = torch.where(error == 0, 0.0, error / allowed)
     return float(share.nan_to_num(nan=np.inf).max()) if share.numel() else 0.0
 
@@ -209,8 +237,9 @@ def _finite_max(x: torch.Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def _normal_like(x: torch.Tensor, seed: int) -> torch.Tensor:
-    return torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed)).to(x.device)
+def _grad_like(x: torch.Tensor, case: Case, seed: int) -> torch.Tensor:
+    """What backward starts from, in float64."""
+    return torch.from_numpy(np.asarray(case.fill_grad(np.random.default_rng(seed), tuple(x.shape)))).to(x.device)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -29,6 +29,8 @@ class Variant:
     that is missing is the base's in `register_variant`, and for flatten means a view.
     tensors: give the kernels torch tensors as they come, instead of C-contiguous NumPy arrays on the CPU.
     whole: the ops are not kernels but complete functions of torch tensors with torch's signature and gradients.
+    bounds: by op, for results whose rounding errors have a bound of their own: a function of the op's arrays, its
+    constants and the result's shape, to the bound of every element in units of eps, or None for the usual one.
     calls: layers bound to shapes and options met before (layer.py).
     """
 
@@ -37,6 +39,7 @@ class Variant:
     ops: Mapping[str, Kernel]
     tensors: bool = False
     whole: bool = False
+    bounds: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     calls: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
@@ -77,6 +80,7 @@ _BUILT_IN = {  # name: (module, device); slowest to fastest, the order of every 
     "jit": ("jit", "cpu"),
     "jit-parallel": ("jit", "cpu"),
     "jit-tiled": ("tiled", "cpu"),
+    "jit-winograd": ("winograd", "cpu"),
     "vector": ("vector", "any"),
     "cuda": ("cuda", "cuda"),
     "cuda-tiled": ("cuda", "cuda"),
@@ -178,7 +182,8 @@ def register_variant(name: str, base: str, **ops: Kernel) -> Variant:
             raise TypeError(f"{op} must be a function, got {kernel!r}")
     fused = [op for op, parts in FUSED_OPS.items() if set(parts) & set(ops)]  # would not call the new kernels
     kept = {op: kernel for op, kernel in parent.ops.items() if op not in fused}
-    return add(replace(parent, name=name, ops={**kept, **ops}))
+    bounds = {op: bound for op, bound in parent.bounds.items() if op not in ops}
+    return add(replace(parent, name=name, ops={**kept, **ops}, bounds=bounds))
 
 
 def resolve(variant: str | None, device: str) -> Variant:

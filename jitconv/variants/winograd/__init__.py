@@ -1,0 +1,140 @@
+"""`jit-winograd`: as `jit-tiled`, but 3×3 convolutions with fewer multiplications than the equation has.
+
+transforms.py has the mathematics, kernels.py the loops, table.py says which shapes are computed so: the rest, and all
+other ops, are jit-tiled's. The error has a bound of its own (bounds.py), so this is never the default.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jitconv.variants import Variant, get
+from jitconv.variants.compiling import njit
+from jitconv.variants.simd import NR_VECTORS, lanes_of
+from jitconv.variants.threads import Kernel
+from jitconv.variants.tiled.workers import ALONE, team
+from jitconv.variants.winograd import bounds, kernels
+from jitconv.variants.winograd.kernels import LINE, SKEW, TAPS, Filters
+from jitconv.variants.winograd.table import Geometry, Shape, blocking, geometry_of, method
+from jitconv.variants.winograd.transforms import POINTS
+
+
+def _aligned(count: int, dtype: np.dtype[Any]) -> np.ndarray:
+    room = np.empty(count + LINE // dtype.itemsize, dtype)
+    skip = -room.ctypes.data % LINE // dtype.itemsize
+    return room[skip : skip + count]
+
+
+class Driver(Kernel):
+    """A driver of kernels.py, compiled once, that is told who shares its work: a team and how many workers."""
+
+    def __init__(self, driver: Callable[..., Any]) -> None:
+        compiled = njit(driver)
+        super().__init__(compiled, compiled)
+        self.alone = self._alone
+
+    def _alone(self, *args: Any) -> Any:
+        return self.serial(ALONE, 1, *args)
+
+    def shared(self, threads: int, *args: Any) -> Any:
+        return self.parallel(team(), threads, *args)
+
+
+_pack, _convolve = Driver(kernels.pack), Driver(kernels.conv2d)
+
+
+class Pack:
+    """Packs weight, (C_out, C_in/groups, 3, 3), for F(m×m, 3×3) or, transposed, for the gradient for the input.
+
+    The result is one array: the transformed filters, then weight itself, for tiles with numbers that are not finite;
+    weight alone if it has such a number.
+    """
+
+    def __init__(self, m: int, groups: int, transposed: bool) -> None:
+        self.m, self.groups, self.transposed = m, groups, transposed
+
+    def filters(self, numbers: np.ndarray, shape: Shape) -> Filters:
+        """Weight as the convolution sees it: transposed, channels and filters change places and taps are reversed."""
+        F, C = shape[0] // self.groups, shape[1]
+        if self.transposed:
+            return Filters(numbers, F * C * TAPS, TAPS, C * TAPS, TAPS - 1, -1, C, F)
+        return Filters(numbers, F * C * TAPS, C * TAPS, TAPS, 0, 1, F, C)
+
+    def __call__(self, weight: np.ndarray) -> np.ndarray:
+        filters, step = self.filters(weight.reshape(-1), weight.shape), lanes_of(weight.dtype)
+        panels, channels = -(-filters.K // (NR_VECTORS * step)), -(-filters.C // step) * step
+        size = self.groups * panels * (self.m + 2) ** 2 * (channels * NR_VECTORS * step + SKEW)
+        packed = _aligned(size + weight.size, weight.dtype)
+        packed[size:] = filters.numbers
+        _pack(POINTS[self.m], filters, self.groups, packed[:size])
+        return packed[size:] if math.isnan(packed[0]) else packed
+
+
+pack_for = functools.cache(Pack)  # one function for one way to pack: whoever caches what it packed goes by that
+
+
+class Bound:
+    """A convolution bound to its shapes: called as the op is, with packed weight."""
+
+    def __init__(self, run: "Convolution", plain: Any, m: int, geometry: Geometry, weight: Shape, dtype: Any) -> None:
+        self.plain, self.weight, self.transposed = plain, weight, run.transposed
+        self.pack = pack_for(m, geometry.groups, run.transposed)
+        self.packs = {1: self.pack}
+        limits = dtype.type(0 if run.relu else -np.inf), dtype.type(np.inf)
+        self.options = POINTS[m], blocking(geometry, m, dtype), limits
+        self.no_bias = np.zeros(geometry.K * geometry.groups, dtype)
+
+    def __call__(self, x: np.ndarray, packed: np.ndarray, *args: Any) -> None:
+        *bias, _, padding, _, out = args
+        size = math.prod(self.weight)
+        numbers = packed[packed.size - size :]
+        if packed.size == size:
+            self.plain(x, numbers.reshape(self.weight), *args)
+            return
+        filters = self.pack.filters(numbers, self.weight)
+        corner = (padding[0] - 2, padding[1] - 2) if self.transposed else (-padding[0], -padding[1])
+        _convolve(*self.options, x, packed, filters, bias[0] if bias else self.no_bias, corner, out)
+
+
+class Convolution:
+    """conv2d, conv2d_relu or conv2d_grad_input: by Winograd where that is `chosen`, else the plain kernel."""
+
+    def __init__(self, plain: Callable[..., Any], transposed: bool = False, relu: bool = False) -> None:
+        self.plain, self.transposed, self.relu = plain, transposed, relu
+
+    def bind(self, arrays: Sequence[tuple[Shape, Any]], constants: Sequence[Any]) -> Any:
+        """The kernel for arrays of these shapes and dtypes, inputs and then outs, and the op's constants."""
+        (x, dtype), (weight, _), (out, _) = arrays[0], arrays[1], arrays[-1]
+        stride, _, dilation = constants
+        plain = self.plain.bind(arrays, constants) if hasattr(self.plain, "bind") else self.plain
+        geometry = geometry_of(x, weight, out, self.transposed)
+        m = method(geometry, weight, stride, dilation, self.transposed)
+        if m is None:
+            return plain
+        return Bound(self, plain, m, geometry, weight, np.dtype(dtype))
+
+    def __call__(self, *args: Any) -> None:
+        tensors = 2 if self.transposed else 3
+        arrays = [(array.shape, array.dtype) for array in (*args[:tensors], args[-1])]
+        bound = self.bind(arrays, args[tensors:-1])
+        x, weight, *rest = args
+        bound(x, bound.packs[1](weight) if isinstance(bound, Bound) else weight, *rest)
+
+
+_base = get("jit-tiled").ops
+VARIANTS = (
+    Variant(
+        "jit-winograd",
+        "cpu",
+        {
+            **_base,
+            "conv2d": Convolution(_base["conv2d"]),
+            "conv2d_relu": Convolution(_base["conv2d_relu"], relu=True),
+            "conv2d_grad_input": Convolution(_base["conv2d_grad_input"], transposed=True),
+        },
+        bounds={"conv2d": bounds.conv2d, "conv2d_grad_input": bounds.conv2d_grad_input},
+    ),
+)

@@ -1,0 +1,64 @@
+"""Which convolutions jit-winograd computes by which transform, and how many tiles of them at once."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jitconv.variants.winograd.kernels import Blocking
+from jitconv.variants.winograd.transforms import POINTS
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+
+# What a method costs for each pair of a channel and a filter, in multiply-adds of the direct convolution: for an output
+# or a tile, and for the transform of the filter, which counts where filters change at every call.
+DIRECT_OUTPUT = 9
+TILE = {2: 16 * 1.15, 4: 36 * 1.2}
+FILTER = {2: 16 * 30, 4: 36 * 30}
+FEW = 16  # channels or filters of a group, up to which the transforms cost more than they save
+BLOCK_TILES, BLOCK_BYTES = 56, 5 << 18  # tiles computed at once, and their transformed pixels, at most
+
+
+class Geometry(NamedTuple):
+    """A convolution of stride 1 with 3×3 taps: images (N, groups·C, …), outputs (N, groups·K, H, W)."""
+
+    N: int
+    groups: int
+    C: int
+    K: int
+    H: int
+    W: int
+
+    def tiles(self, m: int) -> tuple[int, int]:
+        """The lines and columns of tiles."""
+        return -(-self.H // m), -(-self.W // m)
+
+
+def geometry_of(x: Shape, weight: Shape, out: Shape, transposed: bool) -> Geometry:
+    """Of the convolution that is computed; of the gradient for the input, `transposed`, x is that of the output."""
+    C, K = weight[1], weight[0] * weight[1] // x[1]
+    if transposed:
+        C, K = weight[0] * weight[1] // out[1], weight[1]
+    return Geometry(x[0], x[1] // C, C, K, *out[2:])
+
+
+def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, changing: bool) -> int | None:
+    """The m of F(m×m, 3×3) that computes a convolution fastest; None if the direct way does.
+
+    changing: whether the filters are transformed at each call.
+    """
+    if weight[2:] != (3, 3) or (*stride, *dilation) != (1, 1, 1, 1) or min(geometry.C, geometry.K) <= FEW:
+        return None
+    costs = {m: geometry.N * math.prod(geometry.tiles(m)) * TILE[m] + changing * FILTER[m] for m in POINTS}
+    best = min(costs, key=lambda m: costs[m])
+    return best if costs[best] < DIRECT_OUTPUT * geometry.N * geometry.H * geometry.W else None
+
+
+def blocking(geometry: Geometry, m: int, dtype: np.dtype[Any]) -> Blocking:
+    """How many tiles are computed at once: their transformed pixels stay in the second-level cache."""
+    (down, across), number = geometry.tiles(m), (m + 2) ** 2 * dtype.itemsize
+    tiles = max(1, min(BLOCK_TILES, BLOCK_BYTES // (number * geometry.C)))
+    columns = min(across, tiles)
+    rows = max(1, min(down, tiles // columns))
+    return Blocking(max(1, min(geometry.N, tiles // (rows * columns))) if rows == down else 1, rows, columns)
