@@ -117,6 +117,7 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
         except TypeError:  # something that no layer takes for an option, which it will say
             return _run_once(check, args, options, variant)
         if ready is None:
+            known = _resolve(variant, args[0] if args else options.get("input"))  # raises where it cannot run
             request = check(*args, variant=known, **options)
             if not isinstance(request, Request) or request.is_half():
                 return _run_once(check, args, options, variant)

@@ -149,6 +149,15 @@ def test_a_variant_that_is_registered_anew_is_called_anew() -> None:
         assert twice("relu", X, variant="constant").unique().tolist() == [value]
 
 
+def test_a_variant_of_another_device_is_refused_though_it_is_loaded() -> None:
+    base = variants.get("jit")
+    elsewhere = variants.add(variants.Variant("elsewhere", "cuda", base.ops))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="runs on cuda"):
+            F.relu(X, variant="elsewhere")
+    assert not elsewhere.calls
+
+
 def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer, "CALLS", 8)
     for length in range(1, 40):
