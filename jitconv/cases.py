@@ -1,6 +1,6 @@
 """The one table of cases: what tests prove, `jitconv verify` prints and benchmarks check before they time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -299,3 +299,11 @@ CASES: tuple[Case, ...] = (
     cross_entropy("NaN", (12, 5), np.arange(12) % 5, fill=sprinkled(NAN), reduction="none"),
     cross_entropy("−inf", (12, 5), np.arange(12) % 5, fill=sprinkled(-INF), reduction="none"),
 )  # fmt: skip
+
+
+COMPILES_EACH = ("jit-static",)  # variants that compile for every geometry they meet
+
+
+def sampled(variant: str, cases: Sequence[Case]) -> Sequence[Case]:
+    """Return the cases to check a variant on where time counts: all, or a sixth where each has to be compiled."""
+    return cases[::6] if variant in COMPILES_EACH else cases

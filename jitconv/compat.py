@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch._prims_common as _prims_common
+from llvmlite import binding
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
@@ -163,10 +164,10 @@ class _LinkedCode(JITCodeLibrary):
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _LinkedLowering(NativeLowering):
-    _name = "linked_lowering"
+    _name, code = "linked_lowering", _LinkedCode
 
     def run_pass(self, state: Any) -> bool:
-        state.library = _LinkedCode(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library = self.code(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
         fndesc = state.cr.fndesc
@@ -179,15 +180,83 @@ class _LinkedLowering(NativeLowering):
         return True
 
 
+def _lowered_by(lowering: Any, pipelines: Any) -> Any:
+    for pipeline in pipelines:
+        pipeline.passes = [(lowering if p is NativeLowering else p, text) for p, text in pipeline.passes]
+        pipeline.finalize()
+    return pipelines
+
+
 class LinkedCompiler(Compiler):
     """Numba's compiler for functions that callers link (`compiling.inner`)."""
 
     def define_pipelines(self) -> Any:
-        pipelines = super().define_pipelines()
-        for pipeline in pipelines:
-            pipeline.passes = [(_LinkedLowering if p is NativeLowering else p, text) for p, text in pipeline.passes]
-            pipeline.finalize()
-        return pipelines
+        return _lowered_by(_LinkedLowering, super().define_pipelines())
+
+
+# Numba: loops vectorised before they are unrolled -------------------------------------------------------------
+class _VectorsFirst(JITCodeLibrary):
+    """Code whose short loops of constant length become vector instructions; Numba's passes would unroll them first.
+
+    A loop of 24 unrolled is 24 statements, which LLVM's loop vectoriser does not see. Vectorised it is three, and
+    unrolled then, what it adds up stays in registers.
+    """
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        self._pass(*self._codegen._module_pass_manager(opt=0, loop_vectorize=False, slp_vectorize=False, cost="cheap"))
+        tuning = binding.create_pipeline_tuning_options(3)
+        tuning.loop_vectorization, tuning.slp_vectorization, tuning.loop_unrolling = True, False, False
+        builder = binding.create_pass_builder(self._codegen._tm, tuning)
+        self._pass(builder.getModulePassManager(), builder)
+        self._pass(*self._codegen._module_pass_manager())
+
+    def _pass(self, manager: Any, builder: Any) -> None:
+        manager.run(self._final_module, builder)
+
+
+class _LinkedVectorsFirst(_LinkedCode):
+    _optimize_functions = _VectorsFirst._optimize_functions
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _VectorsFirstLowering(NativeLowering):
+    _name = "vectors_first_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _VectorsFirst(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return super().run_pass(state)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LinkedVectorsFirstLowering(_LinkedLowering):
+    _name, code = "linked_vectors_first_lowering", _LinkedVectorsFirst
+
+
+class VectorsFirstCompiler(Compiler):
+    """Numba's compiler for kernels whose short loops are vectorised before they are unrolled."""
+
+    def define_pipelines(self) -> Any:
+        return _lowered_by(_VectorsFirstLowering, super().define_pipelines())
+
+
+class LinkedNoAliasCompiler(LinkedCompiler):
+    """Numba's compiler for functions that callers link, no two of whose arrays share memory."""
+
+    def define_pipelines(self) -> Any:
+        self.state.flags.noalias = True
+        return super().define_pipelines()
+
+
+class LinkedVectorsFirstCompiler(Compiler):
+    """For functions that kernels of the VectorsFirstCompiler link, no two of whose arrays share memory."""
+
+    def define_pipelines(self) -> Any:
+        self.state.flags.noalias = True
+        return _lowered_by(_LinkedVectorsFirstLowering, super().define_pipelines())
 
 
 def hide_from_python(dispatcher: Any) -> None:

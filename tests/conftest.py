@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from jitconv import variants
+from jitconv.cases import COMPILES_EACH
 
 CPU_VARIANTS = variants.available("cpu")
 COMPILED = tuple(name for name in CPU_VARIANTS if name not in ("interpreted", "torch"))
+ANY_SHAPE = tuple(name for name in COMPILED if name not in COMPILES_EACH)  # whose code takes any shape
 
 
 @pytest.fixture(params=CPU_VARIANTS)

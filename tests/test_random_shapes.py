@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as T
-from conftest import COMPILED
+from conftest import ANY_SHAPE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,21 +60,21 @@ def assert_right(case: Case, variant: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("variant", COMPILED)
+@pytest.mark.parametrize("variant", ANY_SHAPE)
 @thorough
 @given(case=convolutions())
 def test_any_convolution(case: Case, variant: str) -> None:
     assert_right(case, variant)
 
 
-@pytest.mark.parametrize("variant", COMPILED)
+@pytest.mark.parametrize("variant", ANY_SHAPE)
 @thorough
 @given(case=poolings())
 def test_any_pooling(case: Case, variant: str) -> None:
     assert_right(case, variant)
 
 
-@pytest.mark.parametrize("variant", COMPILED)
+@pytest.mark.parametrize("variant", ANY_SHAPE)
 @thorough
 @given(case=fully_connected())
 def test_any_fully_connected_layer(case: Case, variant: str) -> None:

@@ -27,7 +27,7 @@ def shifted_relu(x: np.ndarray, out: np.ndarray) -> None:
 
 
 def test_the_ladder_is_in_order() -> None:
-    on_cpu = ("interpreted", "jit", "jit-parallel", "jit-tiled", "jit-winograd", "vector")
+    on_cpu = ("interpreted", "jit", "jit-parallel", "jit-static", "jit-tiled", "jit-winograd", "vector")
     ladder = (*on_cpu, "cuda", "cuda-tiled", "torch")
     assert variants.names()[: len(ladder)] == ladder
     assert set(variants.available("cpu")) >= {*on_cpu, "torch"}

@@ -79,6 +79,7 @@ _BUILT_IN = {  # name: (module, device); slowest to fastest, the order of every 
     "interpreted": ("interpreted", "any"),
     "jit": ("jit", "cpu"),
     "jit-parallel": ("jit", "cpu"),
+    "jit-static": ("static", "cpu"),
     "jit-tiled": ("tiled", "cpu"),
     "jit-winograd": ("winograd", "cpu"),
     "vector": ("vector", "any"),

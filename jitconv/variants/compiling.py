@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import os
 import stat
 import warnings
@@ -14,8 +15,10 @@ from typing import Any
 import numba
 from filelock import FileLock
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from jitconv import compat
 
@@ -83,7 +86,8 @@ def njit(function: Callable[..., Any], *, fastmath: frozenset[str] = FAST, cache
 def inner(function: Callable[..., Any], **options: Any) -> Any:
     """Compile what only kernels call, and leave it to them to optimise it and to keep it on disk."""
     wrappers: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    dispatcher = njit(function, cache=False, pipeline_class=compat.LinkedCompiler, **wrappers, **options)
+    options = {"pipeline_class": compat.LinkedCompiler, **wrappers, **options}
+    dispatcher = njit(function, cache=False, **options)
     compat.hide_from_python(dispatcher)
     return dispatcher
 
@@ -137,3 +141,29 @@ def multiply_add(typing, a, b, c):
         return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
 
     return a(a, b, c), code
+
+
+@intrinsic(prefer_literal=True)
+def registers(typing, array, length):
+    """An array of `length` numbers of the array's dtype on the stack: in registers, where all indices are constants."""
+    kind, count = types.Array(array.dtype, 1, "C"), length.literal_value
+
+    def code(context, builder, signature, args):
+        number = context.get_data_type(kind.dtype)
+        memory = cgutils.alloca_once(builder, ir.ArrayType(number, count))
+        memory.align = 64
+        data = builder.bitcast(memory, number.as_pointer())
+        return c_array(context, builder, kind, data, (count,))
+
+    return kind(array, length), code
+
+
+def c_array(context, builder, kind, data, shape):
+    """The C-contiguous array at an address, of a shape that is constant."""
+    size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    strides = [size * math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    intp = context.get_value_type(types.intp)
+    array = context.make_array(kind)(context, builder)
+    constants = [[ir.Constant(intp, number) for number in numbers] for numbers in (shape, strides)]
+    populate_array(array, data, *constants, ir.Constant(intp, size), meminfo=None)
+    return compat.struct_value(array)

@@ -24,7 +24,7 @@ def _compile(function: Callable[..., None], how: Callable[..., Any] = njit, **op
 _body = partial(_compile, how=inner, forceinline=True)
 
 
-def _of_worker(function: FunctionType) -> FunctionType:
+def of_worker(function: FunctionType) -> FunctionType:
     """A driver as one worker runs it: f(worker, workers, *args), where prange(n) is its portion of range(n)."""
     lines, first = inspect.getsourcelines(function)
     source = "".join(lines).replace("(", "(worker, workers, ", 1).replace("prange(", "portion(worker, workers, ")
@@ -35,7 +35,7 @@ def _of_worker(function: FunctionType) -> FunctionType:
 
 def _shared(function: FunctionType) -> Any:
     """A driver whose loop is shared out: f(start, workers, *args), see each_worker."""
-    names = {"each_worker": each_worker, "worker": _compile(_of_worker(function), how=inner)}
+    names = {"each_worker": each_worker, "worker": _compile(of_worker(function), how=inner)}
     return njit(_named(FunctionType(_run.__code__, names, function.__name__), function))
 
 

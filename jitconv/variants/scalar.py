@@ -285,10 +285,14 @@ def linear_grad_input_at(grad, weight, n, i):
 
 
 def linear_grad_input(grad, weight, out):
+    """A row of ∂x at a time: rows of w are read as they lie, and neighbours of ∂x share a vector register."""
     N, I = out.shape
-    for element in prange(N * I):
-        n, i = element // I, element % I
-        out[n, i] = linear_grad_input_at(grad, weight, n, i)
+    for n in prange(N):
+        for i in range(I):
+            out[n, i] = 0
+        for j in range(weight.shape[0]):
+            for i in range(I):
+                out[n, i] = out[n, i] + grad[n, j] * weight[j, i]
 
 
 def linear_grad_weight_at(grad, x, j, i):
@@ -301,9 +305,12 @@ def linear_grad_weight_at(grad, x, j, i):
 
 def linear_grad_weight(grad, x, out):
     O, I = out.shape
-    for element in prange(O * I):
-        j, i = element // I, element % I
-        out[j, i] = linear_grad_weight_at(grad, x, j, i)
+    for j in prange(O):
+        for i in range(I):
+            out[j, i] = 0
+        for n in range(x.shape[0]):
+            for i in range(I):
+                out[j, i] = out[j, i] + grad[n, j] * x[n, i]
 
 
 def linear_grad_bias_at(grad, j):

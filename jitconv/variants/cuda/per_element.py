@@ -51,6 +51,8 @@ conv2d_grad_input_at = bodies.conv2d_grad_input_at
 conv2d_grad_weight_at = bodies.conv2d_grad_weight_at
 max_pool2d_at = bodies.max_pool2d_at
 max_pool2d_grad_input_at = bodies.max_pool2d_grad_input_at
+linear_grad_input_at = bodies.linear_grad_input_at
+linear_grad_weight_at = bodies.linear_grad_weight_at
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, out):
@@ -102,8 +104,23 @@ def flatten_grad_input(grad, out):
         out[n, c, m, l] = grad[n, element % grad.shape[1]]
 
 
-PLANES = (conv2d, conv2d_grad_input, conv2d_grad_weight, max_pool2d, max_pool2d_grad_input, flatten, flatten_grad_input)
-OPS_PER_ELEMENT = {op: PerElement(getattr(bodies, op)) for op in OPS} | {f.__name__: PerElement(f) for f in PLANES}
+def linear_grad_input(grad, weight, out):
+    for element in grid_range(out.size):
+        n, i = divmod(element, out.shape[1])
+        out[n, i] = linear_grad_input_at(grad, weight, n, i)
+
+
+def linear_grad_weight(grad, x, out):
+    for element in grid_range(out.size):
+        j, i = divmod(element, out.shape[1])
+        out[j, i] = linear_grad_weight_at(grad, x, j, i)
+
+
+ROWS = (
+    conv2d, conv2d_grad_input, conv2d_grad_weight, max_pool2d, max_pool2d_grad_input, flatten, flatten_grad_input,
+    linear_grad_input, linear_grad_weight,
+)  # fmt: skip
+OPS_PER_ELEMENT = {op: PerElement(getattr(bodies, op)) for op in OPS} | {f.__name__: PerElement(f) for f in ROWS}
 
 VARIANT = Variant("cuda", "cuda", OPS_PER_ELEMENT)
 
