@@ -15,7 +15,6 @@ from jitconv.variants import Variant, get
 from jitconv.variants.compiling import njit
 from jitconv.variants.simd import NR_VECTORS, lanes_of
 from jitconv.variants.threads import Kernel
-from jitconv.variants.tiled.workers import ALONE, team
 from jitconv.variants.winograd import bounds, kernels
 from jitconv.variants.winograd.kernels import LINE, SKEW, TAPS, Filters
 from jitconv.variants.winograd.table import Geometry, Shape, blocking, geometry_of, method
@@ -28,22 +27,7 @@ def _aligned(count: int, dtype: np.dtype[Any]) -> np.ndarray:
     return room[skip : skip + count]
 
 
-class Driver(Kernel):
-    """A driver of kernels.py, compiled once, that is told who shares its work: a team and how many workers."""
-
-    def __init__(self, driver: Callable[..., Any]) -> None:
-        compiled = njit(driver)
-        super().__init__(compiled, compiled)
-        self.alone = self._alone
-
-    def _alone(self, *args: Any) -> Any:
-        return self.serial(ALONE, 1, *args)
-
-    def shared(self, threads: int, *args: Any) -> Any:
-        return self.parallel(team(), threads, *args)
-
-
-_pack, _convolve = Driver(kernels.pack), Driver(kernels.conv2d)
+_pack, _convolve = Kernel(njit(kernels.pack)), Kernel(njit(kernels.conv2d))
 
 
 class Pack:

@@ -20,8 +20,8 @@ from numba import literal_unroll
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import NR_VECTORS, fma_outer, lanes, load_add, store, transpose, zeros
 from jitconv.variants.tiled.product import HEIGHTS, NONE, clear, finite, share
-from jitconv.variants.tiled.workers import each_worker
 from jitconv.variants.winograd.transforms import TERMS, input_tile, output_tile, weight_tile
+from jitconv.variants.workers import each_worker
 
 LINE = 64  # bytes
 SKEW = 16  # numbers between the matrices of two p: whole pages apart, they would share sets of the first-level cache
@@ -72,10 +72,10 @@ def matrix_size(C, like):
     return (C + step - 1) // step * step * NR_VECTORS * step + SKEW
 
 
-def pack(team, workers, points, filters, groups, u):
+def pack(start, workers, points, filters, groups, u):
     """Fill u, (groups, panels, (m + 2)², C, NR), with G g Gᵀ; with NaN in the first place if a filter is not finite."""
     if finite(filters.numbers):
-        each_worker(team, workers, _pack, (points, filters, groups, u))
+        each_worker(start, workers, _pack, (points, filters, groups, u))
     else:
         u[0] = np.nan
 
@@ -110,9 +110,9 @@ def transpose_taps(numbers, i, ld, taps, count):
         transpose(numbers, i + t, ld, taps, t * step, step, count, min(step, TAPS - t))
 
 
-def conv2d(team, workers, points, blocking, limits, x, packed, filters, bias, corner, out):
+def conv2d(start, workers, points, blocking, limits, x, packed, filters, bias, corner, out):
     """z = max(low, min(high, filters ∗ x + bias)) with stride 1; z[…, 0, 0] has its first tap at x[…, corner]."""
-    each_worker(team, workers, _convolve, (points, blocking, limits, x, packed, filters, bias, corner, out))
+    each_worker(start, workers, _convolve, (points, blocking, limits, x, packed, filters, bias, corner, out))
 
 
 @inner
@@ -150,9 +150,9 @@ def _convolve(worker, workers, points, blocking, limits, x, u, filters, bias, co
     v, s = aligned(size * v_ld, x), aligned(size * s_ld, x)
     near = aligned((blocking.rows * m + 2) * (blocking.columns * m + 2) * step, x)
     far, wrong = aligned(blocking.rows * m * blocking.columns * m * step, x), np.zeros(tiles, np.uint8)
-    start = np.zeros(panels * width, x.dtype)
+    group_bias = np.zeros(panels * width, x.dtype)
     for g in range(groups):
-        start[: filters.K] = bias[g * filters.K : (g + 1) * filters.K]
+        group_bias[: filters.K] = bias[g * filters.K : (g + 1) * filters.K]
         for index in range(blocks[0], blocks[1]):
             block = block_at(index, counts, totals)
             count = _transform_pixels(points, x, (g * C, (g + 1) * C), corner, block, near, v, tiles, v_ld)
@@ -162,9 +162,11 @@ def _convolve(worker, workers, points, blocking, limits, x, u, filters, bias, co
                     _products(v, p * v_ld, tiles * step, vectors, u, j, s, p * s_ld, count)
                 for k in range(panel * width, min((panel + 1) * width, filters.K), step):
                     outputs = g * filters.K, k, min(step, filters.K - k)
-                    bad = _transform_sums(points, s, k % width, s_ld, outputs, start, limits, block, far, wrong, out)
+                    bad = _transform_sums(
+                        points, s, k % width, s_ld, outputs, group_bias, limits, block, far, wrong, out
+                    )
                     if bad:
-                        _repair(m, x, g, filters, start, limits, corner, block, wrong, outputs, out)
+                        _repair(m, x, g, filters, group_bias, limits, corner, block, wrong, outputs, out)
 
 
 @inner
@@ -238,7 +240,7 @@ def _register_tile(height, v, i, ld, vectors, u, j, s, at, more):
 
 
 @inner
-def _transform_sums(points, s, at, s_ld, outputs, start, limits, block, far, wrong, out):
+def _transform_sums(points, s, at, s_ld, outputs, group_bias, limits, block, far, wrong, out):
     """Write the outputs of a block for a register of filters; returns whether some were not finite, by tile `wrong`."""
     m, step, bad, t = 2 * len(points), lanes(s), False, 0
     (rows, columns), (first, k, channels), (_, K, H, W) = (block.rows, block.columns), outputs, out.shape
@@ -249,7 +251,7 @@ def _transform_sums(points, s, at, s_ld, outputs, start, limits, block, far, wro
             for column in range(columns[1] - columns[0]):
                 i, j = at + t * NR_VECTORS * step, (row * ld + column) * m * step
                 right = output_tile(
-                    points, s, i, (m + 2) * s_ld, s_ld, far, j, ld * step, step, start, k, limits[0], limits[1]
+                    points, s, i, (m + 2) * s_ld, s_ld, far, j, ld * step, step, group_bias, k, limits[0], limits[1]
                 )
                 wrong[t] = not right
                 bad |= not right
@@ -265,7 +267,7 @@ def _transform_sums(points, s, at, s_ld, outputs, start, limits, block, far, wro
 
 
 @inner
-def _repair(m, x, g, filters, start, limits, corner, block, wrong, outputs, out):
+def _repair(m, x, g, filters, group_bias, limits, corner, block, wrong, outputs, out):
     """Compute the outputs of the tiles that are `wrong` by the equation: a number was not finite, or grew too large."""
     t = 0
     for n in range(block.images[0], block.images[1]):
@@ -275,7 +277,7 @@ def _repair(m, x, g, filters, start, limits, corner, block, wrong, outputs, out)
                     for k in range(outputs[1], outputs[1] + outputs[2]):
                         for i in range(row * m, min(row * m + m, out.shape[2])):
                             for j in range(column * m, min(column * m + m, out.shape[3])):
-                                z = _convolve_at(x, n, g, filters, k, i + corner[0], j + corner[1]) + start[k]
+                                z = _convolve_at(x, n, g, filters, k, i + corner[0], j + corner[1]) + group_bias[k]
                                 z = limits[0] if z < limits[0] else z
                                 out[n, outputs[0] + k, i, j] = limits[1] if z > limits[1] else z
                 t += 1
