@@ -6,18 +6,20 @@ RESULTS ?= runs/results
 PAGE ?= report/index.html
 BIN := .venv/bin
 
-.PHONY: study test lint gpu clean
+.PHONY: study training test lint gpu clean
 
+# Verifies, measures, trains and writes the page. Ctrl-C keeps what is done, and the same command goes on from there.
+# PEERS=1 installs ONNX Runtime, OpenVINO and JAX into .venv, and measures them too.
 study: .venv/ready
-	rm -rf $(RESULTS) runs/train && mkdir -p $(RESULTS)
-	$(BIN)/jitconv verify --json $(RESULTS)/verify.json > $(RESULTS)/verify.txt
-	$(BIN)/pytest benchmarks -q --suite $(SUITE) --benchmark-json $(RESULTS)/benchmarks.json > $(RESULTS)/benchmarks.txt \
-	  || test -s $(RESULTS)/benchmarks.json
-	for run in "torch" "jit-tiled" "vector --epochs 1" "jit-parallel --epochs 1" "jit --epochs 1" \
-	           "interpreted --epochs 1 --limit 1"; do \
-	  set -- $$run; $(BIN)/jitconv train --variant $$run --out runs/train/$$1 > /dev/null || exit; \
-	  cp runs/train/$$1/result.json $(RESULTS)/train-$$1.json; \
-	done
+ifdef PEERS
+	@echo "installing the other engines into .venv: onnx, onnxruntime, openvino, jax"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS),peers]'
+endif
+	$(BIN)/python -m benchmarks.study --suite $(SUITE) --results $(RESULTS) --page $(PAGE) $(if $(PEERS),--peers)
+
+# The whole of MNIST with five seeds, which takes an hour or more: DATA is a folder of its IDX files.
+training: .venv/ready
+	$(BIN)/python -m benchmarks.training $(RESULTS) --data-dir $(DATA)
 	$(BIN)/jitconv report $(RESULTS) -o $(PAGE)
 
 test: .venv/ready
@@ -39,11 +41,12 @@ gpu:
 	if command -v compute-sanitizer; then \
 	  compute-sanitizer --error-exitcode 1 --report-api-errors no $(PYTHON) -m pytest -q tests/cuda/test_device.py -k "torch and float32"; fi
 	mkdir -p $(GPU_RESULTS)
-	$(PYTHON) -m pytest -q benchmarks/test_gpu.py --suite $(SUITE) --benchmark-json $(GPU_RESULTS)/gpu.json \
+	$(PYTHON) -m pytest -q benchmarks/test_gpu.py --suite $(SUITE) --threads all --benchmark-json $(GPU_RESULTS)/gpu.json \
 	  || test -s $(GPU_RESULTS)/gpu.json
 	$(PYTHON) -m benchmarks.train_on_gpu $(GPU_RESULTS)
 
 .venv/ready: pyproject.toml constraints.txt
+	@echo "installing into .venv, which takes some minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@

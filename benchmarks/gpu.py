@@ -33,7 +33,7 @@ def measure_layer(benchmark: Any, row: Row) -> None:
     assert row.case is not None
     expected = Expected(row.case, device=DEVICE)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
-    check = partial(worst, expected, layer) if row.variant != "torch" else None
+    check = partial(worst, expected, layer, row.variant) if row.variant != "torch" else None
     call, whole = calls(row, expected, layer)
     with torch.set_grad_enabled(row.quantity == "backward"):
         measure(benchmark, row, partial(synchronised, call), check)

@@ -4,16 +4,20 @@ A loop that computes should keep its sums in registers, so store nothing and cal
 multiply-adds says what bounds it. For x86-64 only.
 """
 
+import argparse
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jitconv import machine
 from jitconv.variants.compiling import njit
 from jitconv.variants.tiled import conv2d, fused, linear
 from jitconv.variants.tiled.workers import ALONE
@@ -109,7 +113,25 @@ def kernels() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     yield "conv2d, max_pool2d", fused.short_conv2d_max_pool2d, pooled
 
 
+def write(file: Path) -> None:
+    """Write the hottest loop of each kernel as JSON, for the report."""
+    loops = []
+    for name, driver, args in kernels():
+        found = innermost(machine_code(driver, *args))
+        if found:
+            hottest = max(found, key=lambda loop: (loop.multiply_adds, -loop.loads_each))
+            loops.append({"kernel": name, **asdict(hottest)})
+    content = {"kind": "jitconv-instructions", "machine": machine.describe(), "loops": loops}
+    file.write_text(json.dumps(content, indent=1))
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the hottest loops here instead")
+    options = parser.parse_args()
+    if options.json:
+        write(options.json)
+        return
     table = Table("kernel", "multiply-adds", "broadcasts", "loads", "stores", "calls", "others", "loads each")
     for name, driver, args in kernels():
         for loop in sorted(set(innermost(machine_code(driver, *args))), reverse=True):

@@ -1,5 +1,6 @@
-"""How a row is measured: set the threads, compile, compare with torch, time, compare again."""
+"""How a row is measured: compile, compare with torch, time and watch the machine, compare again."""
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.rows import Row
+from benchmarks.rows import ALL_CORES, Row
 from jitconv import functional
 from jitconv.cases import Case
 from jitconv.verify import Expected, differentiable, results
@@ -19,9 +20,14 @@ try:
 except ImportError:  # a GPU machine may have no more than torch and numba; NumPy computes nothing that is timed there
     threadpool_limits = nullcontext
 
-ROUNDS = 7
+try:
+    import psutil
+except ImportError:
+    psutil = None
+
+ROUNDS = 5  # of a pass
 SLOWEST = 2.0  # seconds: what takes longer is timed once
-SECONDS = 0.06  # what the rounds of a fast row take together: it is called several times a round
+SECONDS = 0.05  # what the rounds of a fast row take together: it is called several times a round
 
 
 @contextmanager
@@ -50,13 +56,40 @@ def measure(benchmark: Any, row: Row, call: Callable[[], Any], check: Callable[[
         start = time.perf_counter()
         call()
         once = time.perf_counter() - start
-        if once > SLOWEST:
-            benchmark.pedantic(call, rounds=1, iterations=1)
-        else:
-            rounds = ROUNDS if once * ROUNDS < 1 else 3
-            benchmark.pedantic(call, rounds=rounds, iterations=max(1, int(SECONDS / rounds / max(once, 1e-7))))
+        with watched(benchmark.extra_info):
+            if once > SLOWEST:
+                benchmark.pedantic(call, rounds=1, iterations=1)
+            else:
+                rounds = ROUNDS if once * ROUNDS < 1 else 3
+                benchmark.pedantic(call, rounds=rounds, iterations=max(1, int(SECONDS / rounds / max(once, 1e-7))))
         error = max(error, _checked(check))
     benchmark.extra_info["bound_used"] = error
+
+
+@contextmanager
+def watched(info: dict[str, Any]) -> Iterator[None]:
+    """Note what the machine did meanwhile, in `info`: how many cores this process had, and how many all others.
+
+    used_cores: near the row's threads where it computes all the time; more says that it ran on more cores than it
+    was given. other_cores: above the cores left over, others took what the row should have had. preempted: how
+    often the system took a core away from this process.
+    """
+    before = _clocks()
+    yield
+    wall, own, everyone, preempted = (after - first for after, first in zip(_clocks(), before, strict=True))
+    info["used_cores"] = round(own / wall, 3)
+    info["other_cores"] = round(max(0.0, everyone - own) / wall, 3)
+    info["preempted"] = int(preempted)
+    info["cores"] = ALL_CORES
+
+
+def _clocks() -> tuple[float, float, float, float]:
+    """Seconds of the wall, of this process's cores, of all cores in use; and how often this process lost one."""
+    busy = 0.0
+    if psutil is not None:
+        times = psutil.cpu_times()
+        busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    return time.perf_counter(), time.process_time(), busy, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _checked(check: Callable[[], float] | None) -> float:
@@ -74,9 +107,9 @@ def measure_layer(benchmark: Any, row: Row) -> None:
     assert row.case is not None
     expected = _expected(row.case)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
-    check: Callable[[], float] | None = partial(worst, expected, layer)
+    check: Callable[[], float] | None = partial(worst, expected, layer, row.variant)
     if row.quantity == "forward":
-        check = partial(_forward_only, expected, layer)
+        check = partial(_forward_only, expected, layer, row.variant)
     if row.variant == "torch":  # the oracle itself
         layer = partial(getattr(torch.nn.functional, row.case.layer, None) or getattr(torch, row.case.layer))
         check = None
@@ -106,12 +139,13 @@ def _expected(case: Case) -> Expected:
     return _last[str(case)]
 
 
-def worst(expected: Expected, layer: Callable[..., Any]) -> float:
+def worst(expected: Expected, layer: Callable[..., Any], variant: str) -> float:
+    """Return the largest share of its bound that a result of the layer, or a gradient, uses; bounds are a variant's."""
     with torch.enable_grad():
         found = results(layer, expected.case, expected.inputs, expected.grad)
-    return max(check.bound_used for check in expected.compare("", found))
+    return max(check.bound_used for check in expected.compare(variant, found))
 
 
-def _forward_only(expected: Expected, layer: Callable[..., Any]) -> float:
+def _forward_only(expected: Expected, layer: Callable[..., Any], variant: str) -> float:
     found = {"forward": layer(**expected.inputs, **expected.case.arguments)}
-    return max(check.bound_used for check in expected.compare("", found))
+    return max(check.bound_used for check in expected.compare(variant, found))

@@ -1,5 +1,7 @@
-"""Other engines on the same network, as rows beside the variants; one that is not installed is a named gap."""
+"""Other engines on the same network, each in processes of its own; one that is not installed is a named gap."""
 
+import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,20 +36,27 @@ def _onnx(model: nn.Module, batch: int) -> bytes:
 
 def onnxruntime(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
     ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    return _onnxruntime_session(ort, _onnx(model, len(images)), images, threads)
+
+
+def _onnxruntime_session(ort: Any, file: bytes, images: Tensor, threads: int) -> Callable[[], Any]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(_onnx(model, len(images)), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     x = images.numpy()
     return lambda: session.run(None, {"x": x})[0]
 
 
 def openvino(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
     ov = pytest.importorskip("openvino", reason="openvino is not installed")
+    return _openvino_request(ov, ov.Core().read_model(_onnx(model, len(images))), images, threads)
+
+
+def _openvino_request(ov: Any, network: Any, images: Tensor, threads: int) -> Callable[[], Any]:
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    core = ov.Core()
-    request = core.compile_model(core.read_model(_onnx(model, len(images))), "CPU", settings).create_infer_request()
+    request = ov.Core().compile_model(network, "CPU", settings).create_infer_request()
     x = images.numpy()
-    return lambda: request.infer({"x": x})["z"]
+    return lambda: request.infer([x])[0]
 
 
 def _jax_logits(jax: Any) -> Callable[[Any, Any], Any]:
@@ -61,22 +70,20 @@ def _jax_logits(jax: Any) -> Callable[[Any, Any], Any]:
     return logits
 
 
-def _jax_on(threads: int) -> Any:
-    jax = pytest.importorskip("jax", reason="jax is not installed")
-    if threads != torch.get_num_threads() or threads == 1:
-        pytest.skip("JAX cannot change its number of threads in a running process")
-    return jax
+def _jax() -> Any:
+    """JAX, which takes its number of threads from the cores that this process has when it is imported."""
+    return pytest.importorskip("jax", reason="jax is not installed")
 
 
 def jax(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
-    library = _jax_on(threads)
+    library = _jax()
     weights = {name: library.numpy.asarray(value.numpy()) for name, value in model.state_dict().items()}
     x, forward = library.numpy.asarray(images.numpy()), library.jit(_jax_logits(library))
     return lambda: np.array(forward(weights, x).block_until_ready())
 
 
 def jax_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Any]:
-    library = _jax_on(torch.get_num_threads())
+    library = _jax()
     logits = _jax_logits(library)
 
     def loss(weights: Any, x: Any, y: Any) -> Any:
@@ -100,9 +107,14 @@ def jax_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], A
     return run
 
 
-def torch_compile(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Any]:
+def torch_compile(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
+    compiled = torch.compile(_plain(model), dynamic=False)
+    return lambda: compiled(images)
+
+
+def torch_compile_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-    compiled = torch.compile(_plain(model))
+    compiled = torch.compile(_plain(model), dynamic=False)
 
     def run() -> Tensor:
         optimizer.zero_grad()
@@ -124,7 +136,39 @@ def _plain(model: Any) -> nn.Module:
     return plain
 
 
+def torch_compile_model(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
+    compiled = torch.compile(model, dynamic=False)
+    return lambda: compiled(images)
+
+
+def openvino_model(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
+    ov = pytest.importorskip("openvino", reason="openvino is not installed")
+    return _openvino_request(
+        ov, ov.convert_model(model, example_input=images, input=list(images.shape)), images, threads
+    )
+
+
+def onnxruntime_model(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    file: Any = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (images,), file, dynamo=False, input_names=["x"])
+    return _onnxruntime_session(ort, file.getvalue(), images, threads)
+
+
 Forward = Callable[[nn.Module, Tensor, int], Callable[[], Any]]
 Step = Callable[[nn.Module, Tensor, Tensor], Callable[[], Any]]
-FORWARD: dict[str, Forward] = {"onnxruntime": onnxruntime, "openvino": openvino, "jax": jax}
-STEP: dict[str, Step] = {"jax": jax_step, "torch.compile": torch_compile}
+FORWARD: dict[str, Forward] = {
+    "torch.compile": torch_compile,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "jax": jax,
+}
+STEP: dict[str, Step] = {"jax": jax_step, "torch.compile": torch_compile_step}
+MODELS: dict[str, Forward] = {
+    "torch.compile": torch_compile_model,
+    "onnxruntime": onnxruntime_model,
+    "openvino": openvino_model,
+}

@@ -1,20 +1,25 @@
 """What is measured: a row of the results, and the helpers with which every file writes its table of rows."""
 
+import importlib
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
-from jitconv import variants
+from jitconv import machine, variants
 from jitconv.cases import Case
 
 # Given torch tensors, `interpreted` is the loop of the homework. On NumPy arrays the same loop is several times faster.
 variants.add(replace(variants.get("interpreted"), name="interpreted-numpy", device="cpu", tensors=False))
 
-ALL_CORES = torch.get_num_threads()
-LANES = tuple(sorted({1, ALL_CORES}))  # one thread is the primary lane: the one that other programs disturb least
+ALL_CORES = int(os.environ.get("BENCHMARK_CORES", machine.cores()))  # of the machine; this process may have fewer
+LANES = tuple(sorted({1, ALL_CORES}))  # one core is the primary lane: the one that other programs disturb least
+PLAN = "jitconv plan"  # the variant of rows in which a whole network is one call
+TABLES = ("machine", "layers", "network", "products", "resnet", "models", "overhead", "scaling", "compiling")
+ENGINES = ("jitconv", "torch.compile", "onnxruntime", "openvino", "jax")  # each is measured in processes of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,8 @@ class Row:
     layer: a function of jitconv.functional, "network" (SimpleConvNet), "model" (torchvision's), "machine" or "matmul".
     quantity: "forward", "call" (forward with grad), "backward" (all gradients), "weight gradient", "step", … flops,
     bytes: of one call; bytes are those of arguments and results. axis, size: in scaling rows, what varies and its
-    value. case: for rows of one layer, the call itself.
+    value. again: the same thing a second time (A/A): how far the two differ is the noise of the machine.
+    case: for rows of one layer, the call itself.
     """
 
     group: str
@@ -40,6 +46,7 @@ class Row:
     bytes: float = 0
     axis: str = ""
     size: int = 0
+    again: bool = False
     case: Case | None = None
 
     @property
@@ -47,25 +54,56 @@ class Row:
         """Plain Python: nothing to compile, and so slow that it is timed once."""
         return self.variant.startswith("interpreted")
 
+    @property
+    def engine(self) -> str:
+        """Which process measures it: jitconv's with torch, or that of another engine."""
+        return self.variant if self.variant in ENGINES else "jitconv"
+
+    @property
+    def name(self) -> str:
+        """The row's name, its own among those on as many cores; --row takes it."""
+        return f"{self.work}, {self.quantity}, {self.variant}{', again' if self.again else ''}"
+
+    @property
+    def command(self) -> str:
+        """What measures this row."""
+        lane = "" if self.threads == 1 else f" --threads {self.threads}"
+        engine = "" if self.engine == "jitconv" else f" --engine {self.engine}"
+        return f"pytest benchmarks/test_{self.file}.py{lane}{engine} --row '{self.name}'"
+
+    @property
+    def file(self) -> str:
+        """The test file, without test_ and .py: its group's, but for the network's batches."""
+        return "network" if self.group == "batches" else self.group
+
     def info(self) -> dict[str, Any]:
         """Return the fields as the flat entries of extra_info."""
         shown = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "case"}
-        return shown | {"borrows": borrows(self.variant, self.layer)}
+        return shown | {"borrows": borrows(self.variant, self.layer), "name": self.name, "command": self.command}
 
     def __str__(self) -> str:
-        return f"{self.work} {self.quantity} {self.variant} {self.threads}t b{self.batch}"
+        return self.name
 
 
 def over_variants(row: Row, skip: Iterable[str] = ()) -> Iterator[Row]:
     """Yield the row for every variant of its device but those to skip.
 
-    Interpreted ones come for one image only, and those that have no use for a second core on one core only.
+    Interpreted ones come for one image only, those that have no use for a second core on one core only, and
+    jit-winograd where there is a 3×3 convolution: elsewhere it is jit-tiled.
     """
     for variant in variants.available(row.device):
         each = replace(row, variant=variant)
         serial = each.interpreted or variant == "jit"
-        if variant not in skip and not (each.interpreted and row.batch != 1) and not (serial and row.threads != 1):
+        left_out = (each.interpreted and row.batch != 1) or (serial and row.threads != 1)
+        if variant not in skip and not left_out and (variant != "jit-winograd" or _has_3x3(row)):
             yield each
+
+
+def _has_3x3(row: Row) -> bool:
+    if row.case is None or row.case.layer != "conv2d":
+        return row.layer == "model"
+    stride = row.case.arguments.get("stride", 1)
+    return tuple(row.case.arrays["weight"][2:]) == (3, 3) and stride in (1, (1, 1))
 
 
 def layer_rows(
@@ -123,6 +161,21 @@ def borrows(variant: str, layer: str) -> str:
     return ""
 
 
+def twice(rows: Iterable[Row]) -> list[Row]:
+    """Add A/A rows: torch and the default variant, 64 images, a second time."""
+    found = list(rows)
+    repeated = {variants.BEST["cpu"], "torch"}
+    return found + [replace(row, again=True) for row in found if row.batch == 64 and row.variant in repeated]
+
+
 def powers(base: int, low: int, high: int) -> list[int]:
     """Return low, low·base, … up to high."""
     return [low * base**k for k in range(int(math.log(high / low, base) + 1.001))]
+
+
+def table(full: bool) -> list[Row]:
+    """Return every row of every CPU benchmark: what a study measures."""
+    found: list[Row] = []
+    for name in TABLES:
+        found += importlib.import_module(f"benchmarks.test_{name}").rows(full)
+    return found

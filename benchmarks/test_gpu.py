@@ -55,6 +55,6 @@ def training_rows() -> list[Row]:
     return found
 
 
-def test_gpu(benchmark: Any, row: Row, again: int) -> None:
+def test_gpu(benchmark: Any, row: Row) -> None:
     measure = {"network": measure_training, "machine": measure_copy}.get(row.layer, measure_layer)
     measure(benchmark, row)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import measure_layer
-from benchmarks.rows import Row, layer_rows
+from benchmarks.rows import Row, layer_rows, twice
 from jitconv.cases import Case
 
 BATCHES = (1, 64, 1024)
@@ -31,10 +31,10 @@ def rows(full: bool) -> list[Row]:
     first = cases(64)[0]  # the digits need no gradient
     found = layer_rows("layers", first, ("interpreted",), quantities=("weight gradient",))
     for N in BATCHES:
-        plain = () if full or N < 1024 else ("jit", "jit-parallel", "vector")  # up to a second a call
+        plain = () if full or N < 1024 else ("jit", "jit-parallel", "jit-static", "vector")  # up to a second a call
         found += [row for case in cases(N) for row in layer_rows("layers", case, ("interpreted", *plain))]
-    return found
+    return twice(found)
 
 
-def test_layer(benchmark: Any, row: Row, again: int) -> None:
+def test_layer(benchmark: Any, row: Row) -> None:
     measure_layer(benchmark, row)

@@ -1,4 +1,4 @@
-"""What the processor can do at most, measured: multiply-adds in registers, and bytes from memory."""
+"""What the processor can do at most, measured: multiply-adds in registers, and bytes copied from caches and memory."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,11 @@ from jitconv.variants.compiling import njit
 from jitconv.variants.simd import MR, NR_VECTORS
 
 STEPS = 1 << 20
-BYTES = 1 << 28
+COPIED = {  # bytes of one of the two arrays, which fit the cache named, and not the one before it
+    "in the second-level cache": 1 << 18,
+    "in the third-level cache": 1 << 22,
+    "from memory": 1 << 28,
+}
 
 
 def _multiply_adds(a, b, out):
@@ -44,24 +48,22 @@ def rows(full: bool) -> list[Row]:
         group="machine", work="float32 multiply-adds", layer="machine", quantity="peak", variant="machine",
         threads=1, flops=2.0 * STEPS * tile,
     )  # fmt: skip
-    stream = Row(
-        group="machine",
-        work="copy",
-        layer="machine",
-        quantity="bandwidth",
-        variant="machine",
-        threads=1,
-        bytes=2.0 * BYTES,
-    )
-    return [replace(row, threads=threads, flops=row.flops * threads) for row in (peak, stream) for threads in LANES]
+    copies = [
+        Row(
+            group="machine", work=f"copy {where}", layer="machine", quantity="bandwidth", variant="machine",
+            threads=1, bytes=2.0 * size, size=size,
+        )
+        for where, size in COPIED.items()
+    ]  # fmt: skip
+    return [replace(row, threads=threads, flops=row.flops * threads) for row in (peak, *copies) for threads in LANES]
 
 
-def test_machine(benchmark: Any, row: Row, again: int) -> None:
+def test_machine(benchmark: Any, row: Row) -> None:
     compiled = partial(njit, parallel=row.threads > 1, cache=False)
     if row.quantity == "peak":
         a, b = np.ones(64, np.float32), np.ones(64, np.float32)
         out = np.zeros((row.threads, MR * 64), np.float32)
         measure(benchmark, row, partial(compiled(_peak), a, b, out))
     else:
-        source, target = np.ones(BYTES // 4, np.float32), np.ones(BYTES // 4, np.float32)
+        source, target = np.ones(row.size // 4, np.float32), np.ones(row.size // 4, np.float32)
         measure(benchmark, row, partial(compiled(_copy), source, target))

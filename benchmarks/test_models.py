@@ -1,51 +1,86 @@
-"""Models of torchvision, converted, beside themselves: forward, and a step of training, on small images."""
+"""Models of torchvision, converted, as a plan, and in other engines: forward on one image, and a step of training."""
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 
+import jitconv
+from benchmarks import peers
 from benchmarks.measure import measure
-from benchmarks.rows import LANES, Row
-from jitconv import data
+from benchmarks.rows import LANES, PLAN, Row
+from benchmarks.test_network import PLANS
+from jitconv import data, variants
 from jitconv.nn import convert
 
-QUICK = ("alexnet", "resnet18", "squeezenet1_1")
-FULL = ("vgg11", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "efficientnet_b0", "googlenet")
-VARIANTS = ("jit-tiled", "vector", "torch")  # those that make a step in less than seconds
-BATCH, SIZE = 4, 64
+FORWARD = ("resnet18", "squeezenet1_1", "mobilenet_v2")
+STEP = ("alexnet", "resnet18", "squeezenet1_1")
+FULL = ("alexnet", "vgg11", "mobilenet_v3_small", "shufflenet_v2_x1_0", "efficientnet_b0", "googlenet")
+SEARCHED = tuple(name for name in variants.available("cpu") if name in ("jit-tiled", "jit-winograd"))
+IMAGE, STEP_IMAGE, STEP_BATCH = 224, 64, 4
 TOLERANCE = 1e-4, 1e-3  # of the norm: output, gradients
 
 
 def rows(full: bool) -> list[Row]:
-    return [
-        Row(
-            group="models", work=f"{name} {SIZE}×{SIZE}", layer="model", quantity=quantity, variant=variant,
-            threads=threads, batch=BATCH,
+    def row(work: str, quantity: str, batch: int, variant: str, threads: int) -> Row:
+        return Row(
+            group="models", work=work, layer="model", quantity=quantity, variant=variant, threads=threads, batch=batch
         )
-        for name in (*QUICK, *(FULL if full else ()))
-        for quantity in ("forward", "step")
+
+    engines = (*SEARCHED, *PLANS, "torch", *peers.MODELS)
+    found = [
+        row(f"{name} {IMAGE}×{IMAGE}, {batch}", "forward", batch, engine, threads)
+        for name in (*FORWARD, *(FULL if full else ()))
+        for batch in ((1, 8) if full else (1,))
+        for threads in LANES
+        for engine in engines
+    ]
+    return found + [
+        row(f"{name} {STEP_IMAGE}×{STEP_IMAGE}, {STEP_BATCH}", "step", STEP_BATCH, variant, threads)
+        for name in (*STEP, *(FULL[1:] if full else ()))
         for threads in (LANES if full else (1,))
-        for variant in VARIANTS
-    ]  # fmt: skip
+        for variant in (variants.BEST["cpu"], "vector", "torch")
+    ]
 
 
-def test_models(benchmark: Any, row: Row, again: int) -> None:
-    reference = built(row.work.partition(" ")[0])
-    model = reference if row.variant == "torch" else convert(reference, row.variant)
+def test_models(benchmark: Any, row: Row) -> None:
+    name, _, rest = row.work.partition(" ")
+    reference = built(name)
     torch.manual_seed(0)
-    images, labels = torch.randn(BATCH, 3, SIZE, SIZE), torch.arange(BATCH)
+    images = torch.randn(row.batch, 3, *[int(rest.partition("×")[0])] * 2)
+    if row.quantity == "step":
+        measure_step(benchmark, row, reference, images)
+        return
+    with torch.no_grad():
+        expected = reference(images)
+        forward = forward_of(row, reference, images)
+
+        def check() -> float:
+            return error(torch.as_tensor(forward()), expected) / TOLERANCE[0]
+
+        measure(benchmark, row, forward, check)
+
+
+def forward_of(row: Row, reference: nn.Module, images: torch.Tensor) -> Callable[[], Any]:
+    if row.variant in peers.MODELS:
+        return peers.MODELS[row.variant](reference, images, row.threads)
+    if row.variant == PLAN:
+        return partial(jitconv.plan(reference, images), images)
+    model = reference if row.variant == "torch" else convert(reference, row.variant)
+    return partial(model, images)
+
+
+def measure_step(benchmark: Any, row: Row, reference: nn.Module, images: torch.Tensor) -> None:
+    """Time forward, loss, backward and a step of SGD; the weights stay, so that the last check holds."""
+    model = reference if row.variant == "torch" else convert(reference, row.variant)
+    labels = torch.arange(len(images))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
     def check() -> float:
         (found, grads), (expected, torchs) = (results(each, images) for each in (model, reference))
         return max(error(found, expected) / TOLERANCE[0], error(grads, torchs) / TOLERANCE[1])
-
-    if row.quantity == "forward":
-        with torch.no_grad():
-            measure(benchmark, row, partial(model, images), check)
-        return
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)  # the weights stay: the last check holds
 
     def step() -> None:
         optimizer.zero_grad()
@@ -68,7 +103,7 @@ def built(name: str) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     with torch.no_grad():
-        model.train()(torch.randn(8, 3, SIZE, SIZE))
+        model.train()(torch.randn(8, 3, STEP_IMAGE, STEP_IMAGE))
     return model.eval()
 
 

@@ -1,38 +1,43 @@
 """The whole of SimpleConvNet: its forward, a step of training, and the headline, one image forward."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+import jitconv
 from benchmarks import peers
 from benchmarks.measure import measure
-from benchmarks.rows import LANES, Row, over_variants, powers
+from benchmarks.rows import LANES, PLAN, Row, over_variants, powers, twice
 from jitconv import SimpleConvNet, data, functional, variants
 
 FORWARD_FLOPS = 2 * (20 * 24 * 24 * 25 + 500 * 2880 + 10 * 500)  # of one image
 TOLERANCE = 1e-4  # of the largest logit: what rounding may do through three layers
 
 
+PLANS = (PLAN,) if "plan" in jitconv.__all__ else ()
+IMAGES = (1, 64, 1000)
+
+
 def rows(full: bool) -> list[Row]:
     found: list[Row] = []
     for threads in LANES:
-        for batch in (1, 64, 1000):
+        for batch in IMAGES:
             row = forward_row("network", batch, threads)
-            found += over_variants(row, skip=() if full or batch < 1000 else ("jit", "jit-parallel"))
-            found += [replace(row, variant=name) for name in peers.FORWARD]
-        for batch in powers(4, 1, 4096):
+            found += over_variants(row, skip=() if full or batch < 1000 else ("jit", "jit-parallel", "jit-static"))
+            found += [replace(row, variant=name) for name in (*PLANS, *peers.FORWARD)]
+        for batch in set(powers(4, 1, 4096)) - set(IMAGES):
             row = forward_row("batches", batch, threads, axis="images at once", size=batch)
-            found += [replace(row, variant=name) for name in (variants.BEST["cpu"], "torch")]
-    for threads in LANES:
+            found += [replace(row, variant=name) for name in (variants.BEST["cpu"], *PLANS, "torch")]
         row = Row(
             group="network", work="training step, 64", layer="network", quantity="step", variant="",
             threads=threads, batch=64, flops=64 * (3 * FORWARD_FLOPS - 2 * 20 * 24 * 24 * 25),
         )  # fmt: skip
         found += over_variants(row)
         found += [replace(row, variant=name) for name in peers.STEP]
-    return found
+    return twice(found)
 
 
 def forward_row(group: str, batch: int, threads: int, **axis: Any) -> Row:
@@ -42,7 +47,7 @@ def forward_row(group: str, batch: int, threads: int, **axis: Any) -> Row:
     )  # fmt: skip
 
 
-def test_network(benchmark: Any, row: Row, again: int) -> None:
+def test_network(benchmark: Any, row: Row) -> None:
     images, labels = (tensor[: row.batch] for tensor in data.load()[0].tensors)
     torch.manual_seed(0)
     reference = SimpleConvNet("torch")
@@ -51,19 +56,24 @@ def test_network(benchmark: Any, row: Row, again: int) -> None:
         return
     with torch.no_grad():
         expected = reference(images)
-        if row.variant in peers.FORWARD:
-            forward = peers.FORWARD[row.variant](reference, images, row.threads)
-        else:
-            model = SimpleConvNet(row.variant)
-            model.load_state_dict(reference.state_dict())
-
-            def forward() -> torch.Tensor:
-                return model(images)
+        forward = forward_of(row, reference, images)
 
         def check() -> float:
             return float((torch.as_tensor(forward()) - expected).abs().max() / expected.abs().max()) / TOLERANCE
 
         measure(benchmark, row, forward, None if row.interpreted else check)
+
+
+def forward_of(row: Row, reference: SimpleConvNet, images: torch.Tensor) -> Callable[[], Any]:
+    """Return what computes the network of the reference's weights as the row's variant or engine does."""
+    if row.variant in peers.FORWARD:
+        return peers.FORWARD[row.variant](reference, images, row.threads)
+    model = SimpleConvNet(variants.BEST["cpu"] if row.variant == PLAN else row.variant)
+    model.load_state_dict(reference.state_dict())
+    if row.variant == PLAN:
+        planned = jitconv.plan(model, images)
+        return lambda: planned(images)
+    return lambda: model(images)
 
 
 def measure_step(benchmark: Any, row: Row, model: SimpleConvNet, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -52,7 +52,7 @@ def rows_of(case: Case) -> Iterator[Row]:
     yield from over_variants(row, skip=("interpreted", "interpreted-numpy"))
 
 
-def test_overhead(benchmark: Any, row: Row, again: int) -> None:
+def test_overhead(benchmark: Any, row: Row) -> None:
     assert row.case is not None
     if row.variant == NOTHING:
         leaves = [torch.randn(shape).requires_grad_() for shape in row.case.arrays.values()]

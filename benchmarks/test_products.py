@@ -7,7 +7,7 @@ from benchmarks.rows import Row, layer_rows
 from jitconv.cases import Case
 
 SIZES = (512, 1024, 2048)
-TOO_SLOW = ("interpreted", "interpreted-numpy", "jit", "jit-parallel")  # seconds a call
+TOO_SLOW = ("interpreted", "interpreted-numpy", "jit", "jit-parallel", "jit-static")  # seconds a call
 
 
 def case(N: int) -> Case:
@@ -19,5 +19,5 @@ def rows(full: bool) -> list[Row]:
     return [row for row in found if full or row.batch < 2048 or row.quantity == "forward"]
 
 
-def test_products(benchmark: Any, row: Row, again: int) -> None:
+def test_products(benchmark: Any, row: Row) -> None:
     measure_layer(benchmark, row)

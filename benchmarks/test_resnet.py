@@ -14,7 +14,7 @@ SHAPES = (  # channels in, image, channels out, kernel, stride, padding
     (256, 14, 256, 3, 1, 1),
     (512, 7, 512, 3, 1, 1),
 )
-TOO_SLOW = ("interpreted", "interpreted-numpy", "jit", "jit-parallel")  # seconds a call
+TOO_SLOW = ("interpreted", "interpreted-numpy", "jit", "jit-parallel", "jit-static")  # seconds a call
 
 
 def case(batch: int, C_in: int, image: int, C_out: int, K: int, stride: int, padding: int) -> Case:
@@ -32,5 +32,5 @@ def rows(full: bool) -> list[Row]:
     ]
 
 
-def test_resnet(benchmark: Any, row: Row, again: int) -> None:
+def test_resnet(benchmark: Any, row: Row) -> None:
     measure_layer(benchmark, row)

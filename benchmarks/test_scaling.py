@@ -21,15 +21,18 @@ def case(batch: int, channels: int, kernel: int, image: int) -> Case:
 
 
 def rows(full: bool) -> list[Row]:
-    skip = ("interpreted", "interpreted-numpy") if full else ("interpreted", "interpreted-numpy", "jit-parallel")
+    """The base, where the axes meet, is a row of the batch's axis only."""
+    slow = ("interpreted", "interpreted-numpy")
+    skip = slow if full else (*slow, "jit-parallel", "jit-static")
     return [
         row
         for axis, sizes in AXES.items()
         for size in sizes
+        if axis == "batch" or size != BASE[axis]
         for row in layer_rows("scaling", case(**{**BASE, axis: size}), skip, lanes=(1,), axis=axis, size=size)
         if full or (row.quantity == "forward" and size <= 256)
     ]
 
 
-def test_scaling(benchmark: Any, row: Row, again: int) -> None:
+def test_scaling(benchmark: Any, row: Row) -> None:
     measure_layer(benchmark, row)

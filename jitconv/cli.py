@@ -1,6 +1,7 @@
-"""The command line: `jitconv verify | train | report | doctor`. Results go to stdout, progress to stderr.
+"""The command line: `jitconv verify | train | report | compare | extract | doctor`.
 
-Exit codes: 0 fine, 1 a regression, 2 wrong usage, 3 wrong results, 4 an environment unfit for the study.
+Exit codes: 0 fine, 1 slower than before (compare), 2 wrong usage, 3 wrong results, 4 an environment unfit for
+the study. Results go to stdout, progress to stderr.
 Commands import what they need when they run, so that `--help` and `report` do without torch.
 """
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-WRONG_RESULTS, UNFIT, INTERRUPTED = 3, 4, 130
+SLOWER, WRONG_RESULTS, UNFIT, INTERRUPTED = 1, 3, 4, 130
 DTYPES = ("float32", "float64")
 
 progress = Console(stderr=True)
@@ -232,13 +233,66 @@ def train(name: str, variant: str | None, device: str, resume: bool, out: Path |
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", default="report/index.html", show_default=True, type=click.Path(path_type=Path))
 def report(results: tuple[Path, ...], output: Path) -> None:
-    """Make one HTML page of results: JSON files of pytest-benchmark, verify and train, or folders of them."""
+    """Make one HTML page of results: JSON files of pytest-benchmark, verify and train, or folders of them.
+
+    Writes hero.svg, the picture of the ladder, beside it.
+    """
     from jitconv import report as page
 
     findings = page.build(results, output)
     click.echo(output)
     for finding in findings:
         click.echo(finding)
+
+
+class _Percent(click.ParamType):
+    """A share, written 5% or 0.05."""
+
+    name = "per cent"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        try:
+            share = float(str(value).rstrip("%")) / (100 if str(value).endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share < 1:
+            self.fail(f"must be a share such as 5% or 0.05, got {value}", param, ctx)
+        return share
+
+
+@main.command()
+@click.argument("old", type=click.Path(exists=True, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--fail-above", "limit", type=_Percent(), help="Exit with 1 where a row is slower by more than this, 5% say."
+)
+@click.option("--force", is_flag=True, help="Give verdicts even where the machines differ.")
+def compare(old: Path, new: Path, limit: float | None, force: bool) -> None:
+    """Set two runs beside each other, row by row, as Markdown for a pull request.
+
+    A row is slower or faster where the 95 % interval of its change leaves out 1. --fail-above counts those whose lower
+    bound, widened for the number of rows, is above the limit.
+    """
+    from jitconv.report.compare import compare as compared
+
+    found = compared([old], [new])
+    click.echo(found.markdown(limit, force))
+    withheld = bool(found.differences) and not force
+    sys.exit(SLOWER if limit is not None and not withheld and found.regressions(limit) else 0)
+
+
+@main.command()
+@click.argument("page", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File.  [default: stdout]")
+def extract(page: Path, output: Path | None) -> None:
+    """Give back the data inside a page that `report` wrote, as JSON."""
+    from jitconv import report
+
+    text = json.dumps(report.extract(page), ensure_ascii=False, indent=1)
+    if output is None:
+        click.echo(text)
+    else:
+        output.write_text(text, encoding="utf-8")
 
 
 @main.command()

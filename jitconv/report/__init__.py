@@ -1,25 +1,76 @@
-"""The report: results JSON → tidy tables (read.py) → findings, charts and sections → one HTML page (page.html.j2).
+"""The report: results JSON → rows (read.py, intervals.py) → first screen, tables, charts → one page (page.html.j2).
 
-It never measures, imports no torch, and the page loads nothing. A section is one block of the template and one
-function of sections.py that makes what the block shows.
+It never measures, imports no torch, and the page loads nothing. compare.py sets two runs beside each other.
 """
 
+import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jitconv.report import charts, findings, sections
-from jitconv.report.read import read
+from markupsafe import Markup
+
+from jitconv.report import charts, first, ladder, tables
+from jitconv.report.read import OURS, Results, Row, read
+from jitconv.report.words import NOT_MEASURED, named, seconds
+
+SHOWN = ("group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "name", "command", "bound_used")
 
 
 def build(paths: Sequence[Path], out: Path) -> list[str]:
-    """Write the page made of results (JSON files, or folders of them) to `out` and return its findings.
+    """Write the page made of results (JSON files, or folders of them) to `out`, and hero.svg beside it.
 
-    Raises ValueError naming a file that is not a result of the benchmarks, of `verify` or of `train`.
+    Returns what came out, in sentences. Raises ValueError naming a file that is not a result of the benchmarks, of
+    `verify` or of `train`.
     """
+    results = read(paths)
+    answer = first.answer(results)
+    hero = first.hero(results)
+    environment = _environment()
+    page = environment.get_template("page.html.j2").render(
+        answer=answer,
+        hero=hero,
+        ranking=first.ranking(results),
+        doubt=first.doubt(results),
+        ladder=ladder.ladder(results),
+        charts=charts.charts(results),
+        above=charts.above(results),
+        style=_text("style.css"),
+        script=_text("page.js"),
+        rows=_script([_shown(row) for row in results.rows]),
+        others=_script(_others(results)),
+        ours=OURS,
+        not_measured=NOT_MEASURED,
+        instructions_note="",
+        **tables.sections(results),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    if hero:
+        ticks_at = 48 + 30 * sum(not rung["missing"] for rung in hero["rungs"]) + 8
+        height = ticks_at + 20 * len(hero["ticks"]) + 36
+        drawn = environment.get_template("hero.svg.j2").render(hero=hero, height=height, ticks_at=ticks_at)
+        out.with_name("hero.svg").write_text(drawn, encoding="utf-8")
+    return [first.plain(sentence) for sentence in answer]
+
+
+def extract(page: Path) -> dict[str, Any]:
+    """Return the data inside a page: its rows with every round, and everything else it was made from.
+
+    Raises ValueError where the file is no page of jitconv.
+    """
+    text = page.read_text(encoding="utf-8")
+    found = dict(re.findall(r'<script type="application/json" id="(rows|others)">(.*?)</script>', text, re.DOTALL))
+    if found.keys() != {"rows", "others"}:
+        raise ValueError(f"page must be one that jitconv report wrote, got {page}")
+    return {"kind": "jitconv-page", "rows": json.loads(found["rows"]), **json.loads(found["others"])}
+
+
+def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    results = read(paths)
-    found = findings.findings(results)
     environment = Environment(
         loader=PackageLoader("jitconv.report", "."),
         autoescape=True,
@@ -27,13 +78,44 @@ def build(paths: Sequence[Path], out: Path) -> list[str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(seconds=sections.seconds, times=sections.times)
-    page = environment.get_template("page.html.j2").render(
-        findings=found,
-        charts=charts.charts(results),
-        style=environment.loader.get_source(environment, "style.css")[0],  # type: ignore[union-attr]
-        **sections.sections(results),
+    environment.filters.update(
+        seconds=seconds,
+        named=named,
+        two=lambda value: f"{value:.2f}",
+        x=lambda at: round(160 + 6.8 * at, 1),
+        slug=lambda text: re.sub(r"[^\w-]+", "-", str(text)),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-    return found
+    return environment
+
+
+def _text(name: str) -> Markup:
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    ratio = row.ratio
+    numbers = {"seconds": row.seconds, "low": row.time.low, "high": row.time.high}
+    if ratio is not None:
+        numbers |= {"ratio": ratio.middle, "ratio_low": ratio.low, "ratio_high": ratio.high}
+    shown = {name: float(f"{value:.5g}") for name, value in numbers.items() if not math.isnan(value)}
+    return {name: row.info.get(name) for name in SHOWN} | shown | {"flags": ", ".join(row.flags), "passes": row.passes}
+
+
+def _others(results: Results) -> dict[str, Any]:
+    return {
+        "machines": results.machines,
+        "commit": results.commit,
+        "date": results.date,
+        "suite": results.suite,
+        "gaps": results.gaps,
+        "digits": results.digits,
+        "cases": results.cases,
+        "trainings": results.trainings,
+        "instructions": results.instructions,
+        "noise": results.noise,
+    }
+
+
+def _script(value: Any) -> Markup:
+    """JSON in which nothing can look like a tag."""
+    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))

@@ -1,5 +1,8 @@
-"""The page's charts: Altair, drawn as SVG, so that the page needs no script."""
+"""The page's charts: Altair, drawn as SVG, so that they need no script; colours are the page's own, light and dark."""
 
+import math
+import re
+from collections import defaultdict
 from typing import Any
 
 import altair as alt
@@ -7,155 +10,312 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
-from jitconv.report.findings import epoch_seconds
-from jitconv.report.read import Results
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row
+from jitconv.report.words import named
 
-COLOURS = {
-    "interpreted": "#b0a8b9",
-    "interpreted-numpy": "#8d8698",
-    "jit": "#8fb8de",
-    "jit-parallel": "#4a8fc7",
-    "jit-tiled": "#0b4f8a",
-    "vector": "#d9a441",
-    "cuda": "#8cc084",
-    "cuda-tiled": "#2e7d4f",
-    "torch": "#d1495b",
-}
-FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'DejaVu Sans', sans-serif"
+SANS = "system-ui, -apple-system, Segoe UI, Noto Sans, DejaVu Sans, sans-serif"
+INK, SOFT, LINE, ACCENT, BAR, PAPER = (f"var(--{name})" for name in ("ink", "soft", "line", "accent", "bar", "paper"))
+SINGLE_LAYERS = ("layers", "products", "resnet")
+AXES = {"batch": "images", "image": "pixels a side", "channels": "channels in", "kernel": "kernel side"}
+BASE = "conv 8→16 5×5 at 28×28, 16"  # where the axes of the scaling rows meet
+BASE_SIZES = {"batch": 16, "channels": 8, "kernel": 5, "image": 28}
 
 
-def charts(results: Results) -> dict[str, Markup]:
+def charts(results: Results) -> dict[str, Any]:
     """Return each chart as SVG by its name in the template; "" where there is nothing to draw."""
-    drawn = {
-        "ladder": _ladder(results.times),
-        "scaling": _scaling(results.times),
-        "batches": _batches(results.times),
-        "curves": _curves(results.trainings),
-        "epochs": _epochs(results.trainings),
+    return {
+        "roofline": _svg(
+            _roofline(results), "Roofline of one core: rate of each work over its operations for each byte"
+        ),
+        "shares": _svg(_shares(results), "Share of single works at least p times as fast as torch, over p"),
+        "scaling": [_svg(chart, f"Rate over {axis}") for axis, chart in _scaling(results)],
+        "batches": _svg(_batches(results), "Time of an image over images at once"),
+        "training": _svg(_training(results.trainings), "Test accuracy over epochs"),
     }
-    return {name: _svg(chart) for name, chart in drawn.items()}
 
 
-def _svg(chart: Any) -> Markup:
+def _svg(chart: Any, label: str) -> Markup:
     if chart is None:
         return Markup("")
-    styled = chart.configure(font=FONT, background="transparent").configure_view(stroke=None)
-    styled = styled.configure_axis(gridColor="#e8e6e1", domainColor="#999", tickColor="#999", labelFontSize=11)
-    return Markup(vl_convert.vegalite_to_svg(styled.to_dict()))
-
-
-def _colour(names: Any, legend: Any = None) -> alt.Color:
-    shown = [name for name in COLOURS if name in set(names)]
-    shown += sorted(set(names) - set(shown))
-    colours = [COLOURS.get(name, "#666") for name in shown]
-    return alt.Color("variant:N", scale=alt.Scale(domain=shown, range=colours), legend=legend, title=None)
-
-
-def _order(names: Any) -> list[str]:
-    return [name for name in COLOURS if name in set(names)] + sorted(set(names) - set(COLOURS))
-
-
-def _ladder(times: pd.DataFrame) -> Any:
-    """Time of each layer at batch 64 on one core, a dot a variant."""
-    rows = times[(times["group"] == "layers") & (times["batch"] == 64) & (times["threads"] == 1)]
-    if rows.empty:
-        return None
-    rows = rows.assign(milliseconds=rows["seconds"] * 1e3, layer=rows["work"].str.rpartition(",")[0])
-    rows = rows[["layer", "variant", "quantity", "milliseconds"]]
-    base = alt.Chart(rows).encode(
-        x=alt.X("milliseconds:Q", scale=alt.Scale(type="log"), title="milliseconds, log scale; 64 images, one core"),
-        y=alt.Y("layer:N", title=None, sort=list(dict.fromkeys(rows["layer"]))),
+    styled = (
+        chart.configure(font=SANS, background="transparent", padding={"left": 2, "right": 2, "top": 4, "bottom": 2})
+        .configure_view(stroke=None)
+        .configure_axis(
+            gridColor=LINE,
+            domainColor=SOFT,
+            tickColor=SOFT,
+            labelColor=INK,
+            titleColor=SOFT,
+            labelFontSize=11,
+            titleFontSize=11,
+            titleFontWeight="normal",
+        )
+        .configure_title(color=INK, fontSize=12, anchor="start")
     )
-    span = base.mark_rule(color="#ddd9d2", strokeWidth=2).encode(x="min(milliseconds):Q", x2="max(milliseconds):Q")
-    dots = base.mark_circle(size=90, opacity=0.95).encode(color=_colour(rows["variant"], alt.Legend(orient="top")))
-    panel = alt.layer(span, dots).properties(width=330, height=26 * rows["layer"].nunique())
-    return panel.facet(column=alt.Column("quantity:N", title=None, sort=["forward", "backward"]))
+    drawn = vl_convert.vegalite_to_svg(styled.to_dict())
+    head, _, rest = drawn.partition(">")
+    head = re.sub(r' (role|aria-label)="[^"]*"', "", head)
+    rest = re.sub(r' (role|aria-[a-z]+|data-role)="[^"]*"', "", rest)  # one picture, with one name
+    prefix = "".join(word[0] for word in label.split())
+    rest = re.sub(r'(id="|url\(#)', rf"\1{prefix}-", rest)  # ids are the page's, not the chart's
+    return Markup(f'{head} role="img" aria-label="{label}">{rest}')
 
 
-def _scaling(times: pd.DataFrame) -> Any:
-    rows = times[(times["group"] == "scaling") & (times["quantity"] == "forward") & (times["threads"] == 1)]
-    if rows.empty:
+def _kind(variant: str) -> str:
+    return variant if variant in (OURS, BASELINE) else "others"
+
+
+def _points(results: Results) -> list[dict[str, Any]]:
+    found = []
+    for row in results.rows:
+        wide = (row.group == "layers" and row.batch == 64) or row.group in ("resnet", "products")
+        if wide and row.quantity == "forward" and row.threads == 1 and row.flops and row.bytes:
+            found.append(
+                {
+                    "work": row.work,
+                    "variant": row.variant,
+                    "kind": _kind(row.variant),
+                    "label": _short(row),
+                    "intensity": row.flops / row.bytes,
+                    "rate": row.flops / row.seconds / 1e9,
+                }
+            )
+    return found
+
+
+def _short(row: Row) -> str:
+    words = str(row.work).removeprefix("product ").removeprefix("ResNet ").rpartition(",")[0] or str(row.work)
+    return words.removeprefix("product ").partition(" at ")[0]
+
+
+def ceilings(results: Results) -> dict[str, float]:
+    """Return what one core can do at most: multiply-adds in FLOP/s, copies in bytes/s by where the arrays lie."""
+    found = {"multiply-adds": results.peak()}
+    for row in results.pick(quantity="bandwidth", device="cpu", threads=1):
+        found[row.work] = row.bytes / min(row.samples)
+    return found
+
+
+def above(results: Results) -> list[str]:
+    """Return which points lie above the peak: what is not computed (products with padding) counts as done."""
+    peak = results.peak() / 1e9
+    return [f"{named(each['variant'])}, {each['work']}" for each in _points(results) if each["rate"] > peak]
+
+
+def _roofline(results: Results) -> Any:
+    points, limits = _points(results), ceilings(results)
+    if not points or math.isnan(limits["multiply-adds"]):
         return None
-    rows = rows.assign(gflops=rows["flops"] / rows["seconds"] / 1e9)[["axis", "size", "variant", "gflops"]]
-    panels = [
-        alt.Chart(rows[rows["axis"] == axis])
-        .mark_line(point=True, strokeWidth=2)
+    peak = limits.pop("multiply-adds") / 1e9
+    low, high = 1.0, 800.0
+    lines = []
+    for where, rate in limits.items():
+        corner = peak / (rate / 1e9)
+        at = [low, *([corner] if low < corner < high else []), high]
+        lines += [{"limit": where, "intensity": x, "rate": min(peak, x * rate / 1e9)} for x in at]
+    frame = pd.DataFrame(points)
+    stems = frame.groupby(["work", "label", "intensity"], as_index=False).agg(low=("rate", "min"), high=("rate", "max"))
+    x = alt.X(
+        "intensity:Q",
+        scale=alt.Scale(type="log", domain=[low, high]),
+        title="operations for each byte of arguments and results",
+        axis=alt.Axis(values=[1, 10, 100, 500], format="d", grid=False),
+    )
+    y = alt.Y(
+        "rate:Q",
+        scale=alt.Scale(type="log", domainMin=1),
+        title="GFLOP/s",
+        axis=alt.Axis(values=[1, 10, 100], format="d"),
+    )
+    stem = alt.Chart(stems).mark_rule(color=BAR).encode(x=x, y=alt.Y("low:Q", scale=alt.Scale(type="log")), y2="high:Q")
+    text = _labels(stems)
+    names = (
+        alt.Chart(text)
+        .mark_text(fontSize=10, color=SOFT, align="left", dx=3)
+        .encode(x="intensity:Q", y=alt.Y("at:Q", scale=alt.Scale(type="log")), text="label:N")
+    )
+    kinds = [OURS, BASELINE, "others"]
+    dots = (
+        alt.Chart(frame)
+        .mark_point(filled=True, size=55, opacity=1, strokeWidth=1.4)
+        .encode(
+            x=x,
+            y=y,
+            fill=alt.Fill(
+                "kind:N",
+                scale=alt.Scale(domain=kinds, range=[ACCENT, PAPER, BAR]),
+                legend=alt.Legend(orient="top", title=None, labelColor=INK),
+            ),
+            stroke=alt.Stroke("kind:N", scale=alt.Scale(domain=kinds, range=[ACCENT, INK, BAR]), legend=None),
+        )
+    )
+    layers = [stem, names, dots]
+    if lines:
+        roof = (
+            alt.Chart(pd.DataFrame(lines))
+            .mark_line(color=INK, strokeWidth=1.6)
+            .encode(x=x, y=y, detail="limit:N", strokeDash=alt.StrokeDash("limit:N", legend=None))
+        )
+        layers = [roof, *layers]
+        ends = [
+            {"intensity": low, "rate": rate / 1e9, "label": f"{where} {rate / 1e9:.0f} GB/s"}
+            for where, rate in limits.items()
+        ]
+        layers.append(
+            alt.Chart(pd.DataFrame(ends))
+            .mark_text(align="left", dx=6, dy=-9, fontSize=10, color=INK)
+            .encode(x=x, y=y, text="label:N")
+        )
+    top = [{"intensity": high, "rate": peak, "label": f"peak {peak:.0f} GFLOP/s"}]
+    layers.append(
+        alt.Chart(pd.DataFrame(top))
+        .mark_text(align="right", dy=-8, fontSize=11, color=INK)
+        .encode(x=x, y=y, text="label:N")
+    )
+    return alt.layer(*layers).properties(width=1040, height=380)
+
+
+def _labels(stems: pd.DataFrame) -> pd.DataFrame:
+    """Below each stem, moved down until it is free of those before it (in steps of a line, on the log axis)."""
+    placed: list[tuple[float, float]] = []
+    rows = []
+    for each in stems.sort_values("intensity").itertuples():
+        x, y = math.log(float(each.intensity)), math.log(float(each.low)) - 0.15  # type: ignore[arg-type]
+        while any(abs(x - a) < 0.75 and abs(y - b) < 0.19 for a, b in placed):
+            y -= 0.19
+        placed.append((x, y))
+        rows.append({"intensity": each.intensity, "at": max(1.05, math.exp(y)), "label": each.label})
+    return pd.DataFrame(rows)
+
+
+def _shares(results: Results) -> Any:
+    """A curve over p instead of a mean, which a few large ratios would make."""
+    rows = []
+    for threads in results.lanes:
+        ratios = sorted(
+            row.ratio.middle
+            for row in results.pick(variant=OURS, threads=threads)
+            if row.group in SINGLE_LAYERS and row.ratio is not None and not row.flags
+        )
+        label = "one core" if threads == 1 else f"{threads} cores"
+        for i, value in enumerate(ratios):
+            rows.append({"p": min(32, max(0.125, value)), "share": 1 - i / len(ratios), "cores": label})
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows)
+    kinds = list(dict.fromkeys(frame["cores"]))
+    line = (
+        alt.Chart(frame)
+        .mark_line(interpolate="step-before", strokeWidth=2)
         .encode(
             x=alt.X(
-                "size:Q", scale=alt.Scale(type="log", base=2), title=str(axis), axis=alt.Axis(values=sizes, format="d")
+                "p:Q",
+                scale=alt.Scale(type="log", domain=[0.125, 32]),
+                title="at least this many times torch's speed",
+                axis=alt.Axis(values=[0.25, 0.5, 1, 2, 4, 8, 16, 32], labelExpr="datum.value + '×'", grid=False),
             ),
-            y=alt.Y("gflops:Q", scale=alt.Scale(type="log"), title="GFLOP/s, log scale"),
-            color=_colour(rows["variant"], alt.Legend(orient="top")),
+            y=alt.Y(
+                "share:Q",
+                title="share of works",
+                axis=alt.Axis(format="%", tickCount=5),
+                scale=alt.Scale(domain=[0, 1]),
+            ),
+            color=alt.Color(
+                "cores:N",
+                scale=alt.Scale(domain=kinds, range=[ACCENT, SOFT, BAR][: len(kinds)]),
+                legend=alt.Legend(orient="top", title=None, labelColor=INK),
+            ),
         )
-        .properties(width=330, height=190)
-        for axis, sizes in ((axis, sorted(set(part["size"]))) for axis, part in rows.groupby("axis", sort=False))
-    ]
-    return alt.concat(*panels, columns=2)
-
-
-def _batches(times: pd.DataFrame) -> Any:
-    """Time of an image in batches of all sizes, a line for each variant and number of cores."""
-    rows = times[times["group"] == "batches"]
-    if rows.empty:
-        return None
-    rows = rows.assign(microseconds=rows["seconds"] / rows["batch"] * 1e6, cores=rows["threads"].astype(str))
-    rows = rows[["batch", "variant", "cores", "microseconds"]]
-    chart = alt.Chart(rows).mark_line(point=True, strokeWidth=2).encode(
-        x=alt.X("batch:Q", scale=alt.Scale(type="log", base=2), title="images at once, log scale"),
-        y=alt.Y("microseconds:Q", scale=alt.Scale(type="log"), title="µs an image, log scale"),
-        color=_colour(rows["variant"], alt.Legend(orient="top")),
-        strokeDash=alt.StrokeDash("cores:N", legend=alt.Legend(orient="top", title="cores")),
-    )  # fmt: skip
-    return chart.properties(width=560, height=240)
-
-
-def _curves(trainings: list[dict[str, Any]]) -> Any:
-    """Loss of the first steps, and test accuracy after each epoch."""
-    first = [
-        {"variant": run["config"]["variant"], "step": step, "loss": loss}
-        for run in trainings
-        for step, loss in enumerate(run["first_losses"], 1)
-    ]
-    epochs = [
-        {"variant": run["config"]["variant"], "epoch": epoch["epoch"], "accuracy": epoch["accuracy"]}
-        for run in trainings
-        for epoch in run["epochs"]
-        if epoch["accuracy"] is not None and len(run["epochs"]) > 1
-    ]
-    if not first or not epochs:
-        return None
-    names = [*(row["variant"] for row in first)]
-    dash = alt.StrokeDash("variant:N", legend=None, sort=_order(names))
-    left = alt.Chart(pd.DataFrame(first)).mark_line(strokeWidth=2).encode(
-        x=alt.X("step:Q", title="step"),
-        y=alt.Y("loss:Q", title="loss of the batch"),
-        color=_colour(names, alt.Legend(orient="top")),
-        strokeDash=dash,
-    )  # fmt: skip
-    right = alt.Chart(pd.DataFrame(epochs)).mark_line(strokeWidth=2, point=True).encode(
-        x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("accuracy:Q", title="test accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format="%")),
-        color=_colour(names, alt.Legend(orient="top")),
-        strokeDash=dash,
-    )  # fmt: skip
-    return alt.hconcat(left.properties(width=330, height=210), right.properties(width=330, height=210))
-
-
-def _epochs(trainings: list[dict[str, Any]]) -> Any:
-    if not trainings:
-        return None
-    rows = pd.DataFrame(
-        {
-            "variant": run["config"]["variant"],
-            "seconds": epoch_seconds(run),
-            "label": f"{epoch_seconds(run):.3g} s" + (" (estimated)" if run["estimated"] else ""),
-        }
-        for run in trainings
     )
-    base = alt.Chart(rows).encode(
-        x=alt.X("seconds:Q", scale=alt.Scale(type="log"), title="seconds an epoch, log scale"),
-        y=alt.Y("variant:N", sort=_order(rows["variant"]), title=None),
+    even = alt.Chart(pd.DataFrame({"p": [1]})).mark_rule(color=SOFT, strokeDash=[3, 3]).encode(x="p:Q")
+    return (even + line).properties(width=330, height=220)
+
+
+def _lines(frame: pd.DataFrame, x: alt.X, y: alt.Y, title: str, width: int = 300) -> Any:
+    """Lines with their names at their ends, pushed apart."""
+    ends = frame.sort_values("x").groupby("name", as_index=False).last().sort_values("y", ascending=False)
+    span = max(1e-9, math.log(frame["y"].max() / max(1e-9, frame["y"].min())))
+    shown, last = [], math.inf
+    for each in ends.itertuples():
+        last = min(math.log(float(each.y)), last - 0.075 * span)  # type: ignore[arg-type]
+        shown.append({"x": each.x, "y": math.exp(last), "name": each.name, "mine": each.mine})
+    colour = alt.condition("datum.mine", alt.value(ACCENT), alt.value(SOFT))
+    line = (
+        alt.Chart(frame)
+        .mark_line(strokeWidth=1.8, point={"size": 18, "filled": True})
+        .encode(
+            x=x,
+            y=y,
+            detail="name:N",
+            color=alt.Color("mine:N", scale=alt.Scale(domain=[True, False], range=[ACCENT, SOFT]), legend=None),
+        )
     )
-    dots = base.mark_circle(size=130).encode(color=_colour(rows["variant"]))
-    labels = base.mark_text(align="left", dx=10, color="#333").encode(text="label:N")
-    return (dots + labels).properties(width=560, height=30 * len(rows))
+    text = (
+        alt.Chart(pd.DataFrame(shown))
+        .mark_text(align="left", dx=7, fontSize=11)
+        .encode(x=x, y=y, text="name:N", color=colour)
+    )
+    return (line + text).properties(width=width, height=190, title=title)
+
+
+def _scaling(results: Results) -> list[tuple[str, Any]]:
+    rows = results.pick(group="scaling", quantity="forward", threads=1)
+    panels = []
+    for axis, words in AXES.items():
+        of_axis = [(row.size, row) for row in rows if row.axis == axis]
+        if axis != "batch" and not any(size == BASE_SIZES[axis] for size, _ in of_axis):
+            of_axis += [(BASE_SIZES[axis], row) for row in rows if row.work == BASE]
+        found = [
+            {"x": size, "y": row.flops / row.seconds / 1e9, "name": named(row.variant), "mine": row.variant == OURS}
+            for size, row in of_axis
+        ]
+        if found:
+            values = sorted({each["x"] for each in found})
+            x = alt.X(
+                "x:Q",
+                scale=alt.Scale(type="log", base=2),
+                title=words,
+                axis=alt.Axis(values=values, format="d", grid=False),
+            )
+            y = alt.Y("y:Q", scale=alt.Scale(type="log"), title="GFLOP/s", axis=alt.Axis(tickCount=4, format="~g"))
+            panels.append((words, _lines(pd.DataFrame(found), x, y, f"over {words}", 220)))
+    return panels
+
+
+def _batches(results: Results) -> Any:
+    rows = [row for row in results.rows if row.layer == "network" and row.quantity == "forward" and row.threads == 1]
+    found = [
+        {"x": row.batch, "y": row.seconds / row.batch * 1e6, "name": named(row.variant), "mine": row.variant == OURS}
+        for row in rows
+        if row.variant in (OURS, PLAN, BASELINE)
+    ]
+    if not found:
+        return None
+    x = alt.X(
+        "x:Q",
+        scale=alt.Scale(type="log", base=2),
+        title="images at once",
+        axis=alt.Axis(values=[1, 4, 16, 64, 256, 1024, 4096], format="d", grid=False),
+    )
+    y = alt.Y("y:Q", scale=alt.Scale(type="log"), title="µs an image", axis=alt.Axis(tickCount=5, format="~g"))
+    return _lines(pd.DataFrame(found), x, y, "the whole network, one core", 220)
+
+
+def _training(trainings: list[dict[str, Any]]) -> Any:
+    """Of the data set with most images: the mean over seeds after each epoch."""
+    whole = [run for run in trainings if len(run["epochs"]) > 1 and run["epochs"][-1]["accuracy"] is not None]
+    most = max((run["images"] for run in whole), default=0)
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for run in whole:
+        if run["images"] == most:
+            for epoch in run["epochs"]:
+                found[run["config"]["variant"], epoch["epoch"]].append(epoch["accuracy"])
+    if not found:
+        return None
+    frame = pd.DataFrame(
+        {"x": epoch, "y": sum(values) / len(values), "name": variant, "mine": variant == OURS}
+        for (variant, epoch), values in found.items()
+    )
+    x = alt.X("x:Q", title="epoch", axis=alt.Axis(tickMinStep=1, grid=False))
+    y = alt.Y("y:Q", title="test accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
+    return _lines(frame, x, y, "")

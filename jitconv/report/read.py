@@ -1,46 +1,142 @@
-"""Results JSON into tidy tables: one line a measurement, a check or an epoch, whatever file it came from."""
+"""Results JSON into tidy rows: one object a row of the benchmarks, whatever files and passes it came from."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy import stats
 
-KEY = ["group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "axis", "size"]
-BASELINE = "torch"
-GPU_TIMES = ["kernel_seconds", "end_to_end_seconds"]  # beside `seconds`, from a call until it is done
-COLUMNS = [
-    *KEY, *GPU_TIMES, "flops", "bytes", "borrows", "bound_used", "cold_seconds", "warm_seconds", "peak_mib", "samples",
-]  # fmt: skip
+from jitconv.report import intervals
+from jitconv.report.intervals import Interval
+
+OURS, BASELINE, PLAN = "jit-tiled", "torch", "jitconv plan"
+GPU_TIMES = ("kernel_seconds", "end_to_end_seconds")  # beside `seconds`, from a call until it is done
+KEY = ("group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "axis", "size")
+QUIET, NOISY = 0.03, 0.10  # how far nine of ten A/A pairs may differ on a machine that is quiet, noisy
+LATE, BUSY = 0.35, 0.1  # cores: taken by others beyond those left over; used beyond those given
+
+
+@dataclass
+class Row:
+    """A row over all its passes; `info` is what the benchmark wrote of it (see benchmarks/rows.py).
+
+    passes: the rounds of each pass in seconds. time: the median with its interval. ratio: the baseline's time over
+    this one's, on as many cores. flags: why the row is no measurement, in words; such a row has no rank.
+    """
+
+    info: dict[str, Any]
+    passes: list[list[float]]
+    iterations: int
+    time: Interval
+    ratio: Interval | None = None
+    noise: float = 0.0
+    flags: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["info"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def seconds(self) -> float:
+        return self.time.middle
+
+    @property
+    def samples(self) -> list[float]:
+        return [each for rounds in self.passes for each in rounds]
+
+    @property
+    def tie(self) -> bool:
+        """Whether the ratio cannot be told from 1: the interval holds it, or the machine's noise is larger."""
+        return self.ratio is not None and level(self.ratio, self.noise)
+
+    @property
+    def work_key(self) -> tuple[Any, ...]:
+        """What is compared: the same work on as many cores."""
+        return tuple(self.info[name] for name in KEY if name != "variant")
+
+
+def level(ratio: Interval, noise: float) -> bool:
+    """Whether a ratio cannot be told from 1."""
+    return ratio.holds(1.0) if ratio.known and abs(math.log(ratio.middle)) > noise else True
 
 
 @dataclass
 class Results:
     """Everything the page is made of.
 
-    times: a line a row of the benchmarks, with `seconds` (the median over rounds and passes), `ratio` (the baseline's
-    time / this one's, on equal threads) and its 95 % interval `low`, `high`. digits, cases: the checks of `verify`.
-    trainings: the contents of train's files. machines: what was measured on. gaps: rows without a time, and why.
+    rows: the benchmarks'. digits, cases: the checks of `verify`. trainings: train's files. machine: what was measured
+    on, machines where files disagree. order: the variants, slowest to fastest. spread: variance of log times between
+    passes; noise: how far A/A pairs differ, by cores. gaps: rows without a time, and why.
     """
 
-    times: pd.DataFrame
-    digits: pd.DataFrame
-    cases: pd.DataFrame
+    rows: list[Row] = field(default_factory=list)
+    again: list[Row] = field(default_factory=list)
+    digits: list[dict[str, Any]] = field(default_factory=list)
+    cases: list[dict[str, Any]] = field(default_factory=list)
     trainings: list[dict[str, Any]] = field(default_factory=list)
     machines: list[dict[str, Any]] = field(default_factory=list)
-    gaps: list[dict[str, str]] = field(default_factory=list)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
+    instructions: list[dict[str, Any]] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    commit: dict[str, Any] = field(default_factory=dict)
+    date: str = ""
+    suite: str = ""
+    spread: float = 0.0
+    noise: dict[int, float] = field(default_factory=dict)
+
+    def pick(self, **where: Any) -> list[Row]:
+        """Return the rows that have these values."""
+        return [row for row in self.rows if all(getattr(row, name) == value for name, value in where.items())]
+
+    def one(self, **where: Any) -> Row | None:
+        """Return the first such row, if there is one."""
+        return next(iter(self.pick(**where)), None)
+
+    @property
+    def lanes(self) -> list[int]:
+        return sorted({row.threads for row in self.rows if row.device == "cpu"})
+
+    @property
+    def passes(self) -> int:
+        return max((len(row.passes) for row in self.rows), default=0)
+
+    def sorted_variants(self, names: Iterable[str]) -> list[str]:
+        """Return these variants in the registry's order, then the others by name."""
+        known = [name for name in self.order if name in set(names)]
+        return known + sorted(set(names) - set(known))
+
+    def peak(self) -> float:
+        """Return one core's multiply-add peak in FLOP/s, or nan.
+
+        It is a limit, so the best round of all counts: what else the machine did must not lower it.
+        """
+        rates = [row.flops / row.threads / min(row.samples) for row in self.pick(quantity="peak", device="cpu")]
+        return max(rates, default=math.nan)
+
+    def ratio(self, theirs: Row, ours: Row) -> Interval:
+        """Return their time over ours."""
+        return intervals.interval(ours.passes, theirs.passes, self.spread)
+
+    def verdict(self) -> tuple[str, str]:
+        """Return "quiet", "noisy", "unusable" or "unknown", and how far A/A pairs differ, in words."""
+        if not self.noise:
+            return "unknown", "no row was measured twice"
+        worst = max(self.noise.values())
+        word = "quiet" if worst <= QUIET else "noisy" if worst <= NOISY else "unusable"
+        lanes = ", ".join(f"{100 * noise:.1f} % on {threads}" for threads, noise in sorted(self.noise.items()))
+        return word, f"nine of ten rows measured twice differ by less than {lanes} core{'s' * (len(self.noise) > 1)}"
 
 
 def read(paths: Sequence[Path]) -> Results:
     """Read files, and every .json file in folders; ValueError for one that is not a result."""
-    found = Results(pd.DataFrame(columns=[*COLUMNS, "seconds", "ratio", "low", "high"]), pd.DataFrame(), pd.DataFrame())
-    rows: list[dict[str, Any]] = []
-    digits: list[dict[str, Any]] = []
-    cases: list[dict[str, Any]] = []
+    found = Results()
+    parts: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for path in paths:
         for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
             content = _content(file)
@@ -48,23 +144,24 @@ def read(paths: Sequence[Path]) -> Results:
             machine = content["machine_info" if kind == "pytest-benchmark" else "machine"]
             found.machines.append({"file": file.name, **machine})
             if kind == "jitconv-verify":
-                digits += content["digits"]
-                cases += content["cases"]
+                found.digits += content["digits"]
+                found.cases += content["cases"]
             elif kind == "jitconv-train":
                 found.trainings.append(content)
+            elif kind == "jitconv-instructions":
+                found.instructions += content["loops"]
             else:
                 found.gaps += content.get("gaps", [])
-                rows += [_row(each["extra_info"], each["stats"]["data"]) for each in content["benchmarks"]]
-    found.digits, found.cases = pd.DataFrame(digits), pd.DataFrame(cases)
-    if rows:
-        found.times = _with_ratios(_pooled(pd.DataFrame(rows).reindex(columns=COLUMNS)))
-    found.trainings.sort(key=lambda run: run["epochs"][-1]["seconds"])
+                found.order = content.get("variants", found.order)
+                found.commit = content.get("commit_info", found.commit)
+                found.date, found.suite = content.get("datetime", "")[:10], content.get("suite", "")
+                for each in content["benchmarks"]:
+                    info = each["extra_info"]
+                    parts[*(info[name] for name in KEY), info.get("again", False)].append(each)
+    _order_of_old_results(found, parts)
+    _fill(found, [_row(each) for each in parts.values()])
+    found.trainings.sort(key=lambda run: (run["config"]["data"], run["epochs"][-1]["seconds"]))
     return found
-
-
-def _row(info: dict[str, Any], samples: list[float]) -> dict[str, Any]:
-    on_gpu = {name: float(np.median(info[name])) for name in GPU_TIMES if name in info}
-    return {**info, **on_gpu, "samples": samples}
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -72,60 +169,62 @@ def _content(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not a JSON file: {error}") from None
+    kinds = ("jitconv-train", "jitconv-verify", "jitconv-instructions")
     known = isinstance(content, dict) and (
-        content.get("kind") in ("jitconv-train", "jitconv-verify") or {"benchmarks", "machine_info"} <= content.keys()
+        content.get("kind") in kinds or {"benchmarks", "machine_info"} <= content.keys()
     )
     if not known:
         raise ValueError(f"{file} is neither a file of pytest-benchmark nor of jitconv verify or train")
     return content
 
 
-def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line for all passes over a row."""
-    rest = {name: (name, "first") for name in COLUMNS if name not in (*KEY, "samples", "bound_used")}
-    pooled = rows.groupby(KEY, dropna=False, as_index=False).agg(
-        samples=("samples", "sum"), bound_used=("bound_used", "max"), **rest
-    )
-    return pooled.assign(seconds=pooled["samples"].map(np.median))
+def _order_of_old_results(found: Results, parts: Any) -> None:
+    """Results that do not name the registry's variants: in the order in which they come."""
+    if not found.order:
+        found.order = list(dict.fromkeys(key[KEY.index("variant")] for key in parts))
 
 
-def _with_ratios(times: pd.DataFrame) -> pd.DataFrame:
-    same = [name for name in KEY if name != "variant"]
-    baseline = times[times["variant"] == BASELINE][[*same, "samples"]]
-    joined = times.merge(baseline, on=same, how="left", suffixes=("", "_baseline"))
-    ratios = [_ratio(*pair) for pair in zip(joined["samples_baseline"], joined["samples"], strict=True)]
-    return times.assign(**pd.DataFrame(ratios, columns=["ratio", "low", "high"], index=times.index))
+def _row(parts: list[dict[str, Any]]) -> Row:
+    parts = sorted(parts, key=lambda each: each["extra_info"].get("pass", 0))
+    infos = [each["extra_info"] for each in parts]
+    info = {"name": "", "command": "", "borrows": "", "bound_used": None} | infos[0]
+    info["bound_used"] = max((each.get("bound_used") or 0.0 for each in infos), default=0.0)
+    info |= {name: float(np.median(info[name])) for name in GPU_TIMES if name in info}
+    passes = [each["stats"]["data"] for each in parts]
+    row = Row(info, passes, parts[0]["stats"].get("iterations", 1), Interval(intervals.middle(passes)))
+    row.flags = _flags(row, infos)
+    return row
 
 
-def _ratio(theirs: Any, ours: Any) -> tuple[float, float, float]:
-    """The ratio of two medians, and its 95 % bootstrap interval."""
-    if not isinstance(theirs, list):
-        return np.nan, np.nan, np.nan
-
-    def ratio(a: Any, b: Any, axis: int = -1) -> Any:
-        return np.median(a, axis=axis) / np.median(b, axis=axis)
-
-    middle = float(ratio(theirs, ours))
-    if min(len(theirs), len(ours)) < 3:
-        return middle, np.nan, np.nan
-    interval = stats.bootstrap(
-        (theirs, ours), ratio, n_resamples=400, method="percentile", vectorized=True, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return middle, float(interval.low), float(interval.high)
+def _flags(row: Row, infos: list[dict[str, Any]]) -> tuple[str, ...]:
+    spare = max(each.get("other_cores", 0) - (each.get("cores", 0) - row.threads) for each in infos) if infos else 0
+    spare = spare if all("cores" in each for each in infos) else 0
+    checks = {
+        "two modes": any(intervals.two_modes(rounds) for rounds in row.passes),
+        "whole time slices": any(intervals.time_slices(rounds, row.iterations) for rounds in row.passes),
+        "other programs took its cores": spare > LATE,
+        "ran on more cores than it was given": any(each.get("used_cores", 0) > row.threads + BUSY for each in infos)
+        and row.device == "cpu",
+    }
+    return tuple(name for name, is_so in checks.items() if is_so)
 
 
-def chosen(times: pd.DataFrame, **where: Any) -> pd.DataFrame:
-    """Return the lines that have these values in these columns."""
-    for name, value in where.items():
-        times = times[times[name] == value]
-    return times
-
-
-def peak(times: pd.DataFrame, threads: int) -> float:
-    """Return the multiply-add peak of so many cores, in FLOP/s, or NaN; a core's is the best round of all lanes.
-
-    It is a limit, and what else the machine did while it was measured must not lower it.
-    """
-    rows = chosen(times, quantity="peak")
-    rates = rows["flops"] / rows["threads"] / rows["samples"].map(min)
-    return float(rates.max()) * threads if len(rows) else np.nan
+def _fill(found: Results, rows: list[Row]) -> None:
+    """Set intervals and ratios, which need all rows: the spread between passes, and the noise of A/A pairs."""
+    found.rows = [row for row in rows if not row.info.get("again")]
+    found.again = [row for row in rows if row.info.get("again")]
+    found.spread = intervals.between_passes([row.passes for row in rows])
+    originals = {(row.work_key, row.variant): row for row in found.rows}
+    differences: dict[int, list[float]] = defaultdict(list)
+    for row in found.again:
+        original = originals.get((row.work_key, row.variant))
+        if original is not None:
+            differences[row.threads].append(abs(math.log(row.seconds / original.seconds)))
+    found.noise = {threads: float(np.quantile(each, 0.9)) for threads, each in sorted(differences.items())}
+    baseline = {row.work_key: row for row in found.rows if row.variant == BASELINE}
+    for row in found.rows:
+        row.time = intervals.interval(row.passes, spread=found.spread)
+        row.noise = found.noise.get(row.threads, 0.0)
+        theirs = baseline.get(row.work_key)
+        if theirs is not None and theirs is not row:
+            row.ratio = found.ratio(theirs, row)

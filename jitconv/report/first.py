@@ -1,0 +1,216 @@
+"""The first screen: the answer in three sentences, the hero staircase, the ranking of engines, and how sure it is."""
+
+import math
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from jitconv.report.read import OURS, PLAN, Results, Row, level
+from jitconv.report.words import cores, digits, named, ratio, seconds, times
+
+ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "jax")  # those that ours is ranked against
+WORKS = (("forward, 1", "1 image"), ("forward, 64", "64 images"), ("forward, 1000", "1000 images"))
+STEP = ("training step, 64", "training step, 64")
+RUNGS = (  # of the hero, slowest to fastest: variant, what changed
+    ("interpreted", "every number a tensor, as in the homework"),
+    ("interpreted-numpy", "the same loops on NumPy arrays"),
+    ("jit", "the same source, compiled"),
+    ("jit-parallel", "its outermost loop shared out"),
+    ("jit-static", "the same source, told its sizes"),
+    (OURS, "vector registers by hand, no plain loop any more"),
+    (PLAN, "the whole network as one call"),
+)
+
+
+def ours(results: Results, work: str, threads: int) -> Row | None:
+    """Return our best row of a whole-network work: the plan where it was measured and is faster, else jit-tiled."""
+    rows = [results.one(group="network", work=work, variant=name, threads=threads) for name in (OURS, PLAN)]
+    return min((row for row in rows if row), key=lambda row: row.seconds, default=None)
+
+
+def best_other(results: Results, work: str, threads: int) -> Row | None:
+    """Return the fastest other engine's row."""
+    rows = [results.one(group="network", work=work, variant=name, threads=threads) for name in ENGINES]
+    return min((row for row in rows if row and not row.flags), key=lambda row: row.seconds, default=None)
+
+
+def answer(results: Results) -> list[Markup]:
+    """Return what came out in three sentences, or fewer where it was not measured."""
+    return [sentence for sentence in (_climb(results), _race(results), _layers(results)) if sentence]
+
+
+def _climb(results: Results) -> Markup:
+    found = {row.variant: row.seconds for row in results.pick(group="network", work="forward, 1", threads=1)}
+    if not {"interpreted", "jit", OURS} <= found.keys():
+        return Markup("")
+    plan = f" and, planned as one call, <b>{seconds(found[PLAN])}</b>" if PLAN in found else ""
+    return Markup(
+        f"One image through the network takes the loops as they stand {seconds(found['interpreted'])} interpreted and "
+        f"<b>{seconds(found['jit'])}</b> compiled, which beats no library; rewritten for vector registers, which is no "
+        f"plain loop any more, <b>{seconds(found[OURS])}</b>{plan}."
+    )
+
+
+def _race(results: Results) -> Markup:
+    parts = []
+    for work, title in (*WORKS, STEP):
+        mine, other = ours(results, work, 1), best_other(results, work, 1)
+        if mine is None or other is None:
+            continue
+        factor = results.ratio(other, mine)
+        interval = f" ({ratio(factor.low)}–{ratio(factor.high)})" if factor.known else ""
+        words = "a training step" if title == STEP[1] else title
+        parts.append(f"<b>{ratio(factor.middle)}</b>{interval} for {words} ({escape(named(other.variant))})")
+    if not parts:
+        return Markup("")
+    others = {row.variant for row in results.pick(group="network") if row.variant in ENGINES}
+    missing = [named(name) for name in ENGINES if name not in others]
+    note = f" Not in this run: {', '.join(missing)}." if missing else ""
+    return Markup(
+        f"Against the fastest other engine, on one core, that is so many times the speed: {', '.join(parts)}.{note}"
+    )
+
+
+def _layers(results: Results) -> Markup:
+    rows = [row for row in results.pick(variant=OURS, device="cpu") if row.group in ("layers", "products", "resnet")]
+    rows = [row for row in rows if row.ratio is not None]
+    if not rows:
+        return Markup("")
+    tied = [row for row in rows if row.tie or row.flags]
+    won = [row for row in rows if row not in tied and row.ratio and row.ratio.middle > 1]
+    lost = len(rows) - len(tied) - len(won)
+    small = sum(row.seconds < 1e-4 for row in rows if row not in tied and row not in won)
+    checked = sum(each["results"] for each in results.cases)
+    wrong = sum(each["wrong"] for each in results.cases)
+    proof = f" Of {checked:,} checked results {wrong or 'none'} lie outside their rounding bounds." if checked else ""
+    gpu = "" if results.pick(device="cuda") else " No CUDA variant was ever run on a device."
+    return Markup(
+        f"Of {len(rows)} timings of single layers it wins <b>{len(won)}</b> against torch and loses <b>{lost}</b>, "
+        f"{small} of them calls below 0.1 ms; {len(tied)} are too close to tell.{proof}{gpu}"
+    )
+
+
+def hero(results: Results) -> dict[str, Any]:
+    """Return the staircase: each bar begins where the rung before ended, so its length is a factor on the log axis."""
+    rows = {row.variant: row for row in results.pick(group="network", work="forward, 1", threads=1)}
+    rungs_here = [name for name, _ in RUNGS if name in rows]
+    if not rungs_here:
+        return {}
+    engines = [name for name in ("vector", *ENGINES) if name in rows]
+    every = [rows[name].seconds for name in (*rungs_here, *engines)]
+    slow, fast = math.log(max(every)) + 0.35, math.log(min(every)) - 1.6
+
+    def place(value: float) -> float:
+        return 100 * (slow - math.log(value)) / (slow - fast)
+
+    rungs: list[dict[str, Any]] = []
+    before: Row | None = None
+    for name, say in RUNGS:
+        if name not in rows:
+            rungs.append(
+                {
+                    "name": named(name),
+                    "missing": True,
+                    "ours": name in (OURS, PLAN),
+                    "right": place(before.seconds) if before else 5,
+                }
+            )
+            continue
+        row = rows[name]
+        left = place(before.seconds) if before else place(row.seconds)
+        right = place(row.seconds)
+        rungs.append(
+            {
+                "name": named(name),
+                "left": min(left, right),
+                "right": max(left, right),
+                "end": right,
+                "time": seconds(row.seconds),
+                "factor": times(before.seconds / row.seconds) if before else "",
+                "say": say,
+                "missing": False,
+                "ours": name in (OURS, PLAN),
+                "wide": abs(right - left) > 8,
+                "words": "right" if right < 55 else "in" if abs(right - left) > 35 else "left",
+            }
+        )
+        before = row
+    order = sorted(engines, key=lambda name: -rows[name].seconds)
+    best = min(rows[name].seconds for name in (OURS, PLAN) if name in rows) if {OURS, PLAN} & rows.keys() else None
+    return {
+        "rungs": rungs,
+        "ticks": [
+            {
+                "name": named(n),
+                "at": place(rows[n].seconds),
+                "time": seconds(rows[n].seconds),
+                "left": best is not None and rows[n].seconds > best,
+            }
+            for n in order
+        ],
+        "missing": [named(name) for name in ENGINES if name not in rows],
+        "axis": [(place(10.0**p), seconds(10.0**p, 1)) for p in range(2, -6, -1) if fast < math.log(10.0**p) < slow],
+        "ours": None if best is None else place(best),
+    }
+
+
+def ranking(results: Results) -> list[dict[str, Any]]:
+    """Return for each number of cores and work the engines, the fastest first; flagged rows last, without a rank."""
+    lanes = []
+    for threads in results.lanes:
+        columns = [_column(results, work, title, threads) for work, title in (*WORKS, STEP)]
+        if any(column["lines"] for column in columns):
+            lanes.append({"threads": threads, "label": cores(threads), "columns": columns})
+    return lanes
+
+
+def _column(results: Results, work: str, title: str, threads: int) -> dict[str, Any]:
+    names = (OURS, PLAN, *ENGINES)
+    rows = [results.one(group="network", work=work, variant=name, threads=threads) for name in names]
+    found = sorted((row for row in rows if row), key=lambda row: (bool(row.flags), row.seconds))
+    mine = ours(results, work, threads)
+    most = max((row.seconds for row in found), default=1.0)
+    lines = []
+    for row in found:
+        factor = None if mine is None or row is mine else results.ratio(row, mine)
+        even = factor is not None and level(factor, results.noise.get(threads, 0.0))
+        lines.append(
+            {
+                "name": named(row.variant),
+                "time": seconds(row.seconds),
+                "ours": row.variant in (OURS, PLAN),
+                "share": 100 * row.seconds / most,
+                "flags": ", ".join(row.flags),
+                "even": even,
+                "factor": "" if factor is None else times(factor.middle),
+                "between": f"{ratio(factor.low)}–{ratio(factor.high)}" if factor is not None and factor.known else "",
+            }
+        )
+    absent = [name for name in names if name not in {row.variant for row in found}]
+    absent = [name for name in absent if not (work == STEP[0] and name in ("onnxruntime", "openvino", PLAN))]
+    return {"title": title, "lines": lines, "missing": ", ".join(map(named, absent))}
+
+
+def doubt(results: Results) -> dict[str, Any]:
+    """Return what the run says of its own noise."""
+    word, why = results.verdict()
+    machine = results.machines[0] if results.machines else {}
+    flagged = [row for row in results.rows if row.flags]
+    return {
+        "verdict": word,
+        "why": why,
+        "machine": f"{machine.get('cpu', '?')} ({machine.get('numba_target', '?')}), {machine.get('cores', '?')} cores",
+        "passes": results.passes,
+        "rows": len(results.rows),
+        "flagged": len(flagged),
+        "date": results.date,
+        "commit": str(results.commit.get("id", ""))[:10],
+        "dirty": bool(results.commit.get("dirty")),
+        "suite": results.suite,
+        "spread": digits(100 * math.sqrt(results.spread), 2),
+    }
+
+
+def plain(text: Markup) -> str:
+    """Return a sentence without its marks."""
+    return Markup(text).striptags()

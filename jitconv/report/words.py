@@ -1,0 +1,61 @@
+"""Numbers as people write them: no exponent, few digits, a unit that fits."""
+
+import math
+
+NOT_MEASURED = "not measured in this run"
+NAMES = {
+    "interpreted-numpy": "interpreted, arrays",
+    "interpreted": "interpreted, tensors",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "jax": "JAX",
+}
+
+
+def digits(value: float, n: int) -> str:
+    """Return a number with n significant digits and its thousands apart."""
+    if value == 0 or math.isnan(value):
+        return "0" if value == 0 else "–"
+    rounded = float(f"{value:.{n - 1}e}")
+    return f"{rounded:,.{max(0, n - 1 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def seconds(value: float | None, n: int = 3) -> str:
+    """Return a time; above an hour in hours, above two days in days."""
+    if value is None or math.isnan(value):
+        return "–"
+    for unit, size, least in (("days", 86400, 2 * 86400), ("h", 3600, 3600), ("s", 1, 0.9995), ("ms", 1e-3, 0.9995e-3)):
+        if value >= least:
+            return f"{digits(value / size, min(n, 2) if unit in ('days', 'h') else n)} {unit}"
+    return f"{digits(value * 1e6, n)} µs" if value >= 0.9995e-6 else f"{digits(value * 1e9, n)} ns"
+
+
+def ratio(value: float | None) -> str:
+    """Return a ratio: two digits, three near 1 where two would hide it, whole numbers as 1/23 below a tenth."""
+    if value is None or math.isnan(value):
+        return "–"
+    if value < 0.1:
+        return f"1/{digits(1 / value, 2)}"
+    return digits(value, 3 if 0.9 < value < 1.3 else 2)
+
+
+def times(value: float | None) -> str:
+    """Return a ratio with its sign: 2.1×, 1/23 of the speed."""
+    shown = ratio(value)
+    return shown if shown == "–" or shown.startswith("1/") else f"{shown}×"
+
+
+def percent(value: float) -> str:
+    """Return a share as per cent."""
+    if math.isnan(value):
+        return "–"
+    return "under 0.1 %" if 0 < value < 1e-3 else f"{digits(100 * value, 2)} %"
+
+
+def named(variant: str) -> str:
+    """Return an engine's name as its makers write it; a variant's as it is."""
+    return NAMES.get(variant, variant)
+
+
+def cores(threads: int) -> str:
+    return "one core" if threads == 1 else f"{ {2: 'two', 3: 'three', 4: 'four'}.get(threads, threads) } cores"

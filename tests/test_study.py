@@ -1,0 +1,47 @@
+"""The study's runner, on a few rows: progress, an interruption, and going on from there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def study(tmp_path: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "benchmarks.study", "--passes", "2", "--only", "relu and 64 and vector", "--results",
+        str(tmp_path / "results"), "--page", str(tmp_path / "page.html"), "--folder", str(tmp_path / "study"),
+    ]  # fmt: skip
+
+
+def finished_but_measuring(folder: Path) -> None:
+    """What stands for the parts of a study that take long, so that this one only measures."""
+    results = folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for name in ("verify", "train-torch", "train-jit-tiled", "train-vector", "train-jit-parallel", "train-interpreted"):
+        (results / f"{name}.json").write_text("{}")
+    (results / "instructions.json").write_text("{}")
+
+
+def test_it_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*study(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, output = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "the same command goes on from here" in output
+    assert "verifying" in output
+    finished_but_measuring(tmp_path / "study")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    # The page cannot be made of what stands for the other parts; the measuring is done by then.
+    content = json.loads((tmp_path / "results" / "benchmarks.json").read_text())
+    rows = {(each["extra_info"]["name"], each["extra_info"]["pass"]) for each in content["benchmarks"]}
+    assert ("relu, 64, forward, vector", 0) in rows, done.stderr
+    assert ("relu, 64, forward, vector", 1) in rows
+    assert "pass 2 of 2: jitconv" in done.stderr
