@@ -91,7 +91,9 @@ def test_train_writes_its_results_and_tells_where(tmp_path: Path) -> None:
 def test_an_interrupted_training_can_be_resumed(tmp_path: Path) -> None:
     """Ctrl-C in the second epoch, on a real process: the first one stays."""
     options = ["train", "--variant", "torch", "--threads", "1", "--limit", "640", "--out", str(tmp_path)]
-    code = f"from jitconv.cli import main; main({[*options, '--epochs', '10000']})"
+    # In the background of a shell SIGINT is ignored, and children inherit that.
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heeded}; from jitconv.cli import main; main({[*options, '--epochs', '10000']})"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("epoch 1:")

@@ -1,5 +1,6 @@
 """It never takes the process down: threads, forks, a read-only disk, cold processes that start at once."""
 
+import errno
 import multiprocessing
 import os
 import subprocess
@@ -186,6 +187,41 @@ def test_a_damaged_cache_is_compiled_anew(tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:100])
     assert run(FORWARD, NUMBA_CACHE_DIR=str(tmp_path)).stdout.startswith("right")
     assert any(len(file.read_bytes()) > 100 for file in files)
+
+
+def test_a_full_disk_or_one_that_became_read_only_costs_a_compilation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
+    real = open
+    for error in (errno.ENOSPC, errno.EROFS):
+
+        def refuse(file, mode="r", *args, error=error, **options):  # type: ignore[no-untyped-def]
+            if "w" in mode and str(file).startswith(str(tmp_path)):
+                raise OSError(error, os.strerror(error), str(file))
+            return real(file, mode, *args, **options)
+
+        def increment(n):  # type: ignore[no-untyped-def]
+            return n + 1
+
+        kernel = compiling.njit(increment)
+        with monkeypatch.context() as patched:
+            patched.setattr("builtins.open", refuse)
+            assert kernel(1) == 2
+        assert not [file for file in tmp_path.rglob("*") if file.suffix in (".nbi", ".nbc")]
+
+
+def test_ctrl_c_while_a_kernel_is_compiled(tmp_path: Path) -> None:
+    """It ends as Python does, and the next process finds a sound cache, or none."""
+    code = "import signal, _thread, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    for delay in (0.05, 0.3, 0.8):
+        late = f"threading.Timer({delay}, _thread.interrupt_main).start()\n"
+        loads = "from jitconv.variants import get; import torch; from jitconv import functional as F; get('jit')\n"
+        call = "F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2), variant='jit')\nimport time; time.sleep(5)"
+        done = run(code + loads + late + call, NUMBA_CACHE_DIR=str(tmp_path))
+        assert done.stderr.rstrip().endswith("KeyboardInterrupt"), done.stderr
+    last = "print(float(F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2), variant='jit').sum()))"
+    assert run(loads + last, NUMBA_CACHE_DIR=str(tmp_path)).stdout.strip() == "16.0"
 
 
 def test_an_edit_in_any_kernel_file_makes_the_cache_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
