@@ -1,5 +1,6 @@
 """Which kernel computes a node of the graph: a function for each, in one table; None where torch must compute it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +9,14 @@ import numpy as np
 import torch
 
 from jitconv import shapes
-from jitconv.plan import buffers, nodes
+from jitconv.plan import buffers, layout, nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
+from jitconv.variants.tiled import gemv
 
 FEW_CHANNELS = 16
+SMALL = 2048  # numbers in all arrays of a call: a second core would save less than the time that it takes to start
 
 
 @dataclass
@@ -26,14 +29,29 @@ class Bound:
     flops: int = 0
 
 
-def bound(variant: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
-    """The variant's kernel of an op, chosen for the shapes of its arrays if it asks for them."""
-    kernel = variant.ops[op]
-    bind = getattr(kernel, "bind", None)
-    if bind is not None:
-        arrays = tuple((a.shape, a.dtype) for a in args if isinstance(a, (Array, np.ndarray)))
-        kernel = bind(arrays, tuple(a for a in args if not isinstance(a, (Array, np.ndarray))))
+def bound(low: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
+    """The variant's kernel of an op, chosen for the shapes of its arrays, and weights packed, if it asks for that."""
+    kernel = low.variant.ops[op]
+    arrays = [(a.shape, a.dtype) for a in args if isinstance(a, (Array, np.ndarray))]
+    if hasattr(kernel, "bind"):
+        kernel = kernel.bind(tuple(arrays), tuple(a for a in args if not isinstance(a, (Array, np.ndarray))))
+    packs = getattr(kernel, "packs", {})
+    of_weights = {i: pack for i, pack in packs.items() if args[i].buffer.kind == "weight"}
+    args = [low.packed(a.buffer.key, of_weights[i]) if i in of_weights else a for i, a in enumerate(args)]
+    if len(of_weights) < len(packs):
+        kernel = _packing({i: pack for i, pack in packs.items() if i not in of_weights}, kernel)
+    if sum(math.prod(shape) for shape, _ in arrays) <= SMALL:
+        kernel = getattr(kernel, "alone", kernel)
     return Bound(op, kernel, args, flops)
+
+
+def _packing(packs: dict[int, Callable[[Any], Any]], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, packing at each call what is not a weight, or is another one each time."""
+
+    def run(*args: Any) -> None:
+        kernel(*(packs[i](arg) if i in packs else arg for i, arg in enumerate(args)))
+
+    return run
 
 
 def geometry(node: Node, weight: Node, convolution: tuple[Any, ...]) -> shapes.Conv2d:
@@ -70,7 +88,7 @@ def conv2d(low: Any, node: Node) -> list[Bound] | None:
     image, target = images(low.array(x)), images(out)
     args = [image, low.array(weight), bias_of(low, bias, weight), *geometry(x, weight, convolution)[:3], target]
     fused = activation == ("relu",) and residual is None and "conv2d_relu" in variant.ops
-    steps = [bound(variant, "conv2d_relu" if fused else "conv2d", args, multiply_adds(target, weight))]
+    steps = [bound(low, "conv2d_relu" if fused else "conv2d", args, multiply_adds(target, weight))]
     if residual is not None:
         steps += add_arrays(low, out, low.array(residual), out)
     return steps + ([] if fused else activation_in_place(low, out, activation))
@@ -86,10 +104,10 @@ def conv2d_max_pool2d(low: Any, node: Node) -> list[Bound] | None:
     flops = multiply_adds(buffers.new(between, image.dtype), weight)
     if "conv2d_max_pool2d" in variant.ops:
         indices = _indices(variant.ops["conv2d_max_pool2d"], target)
-        return [bound(variant, "conv2d_max_pool2d", [*filters, conv.size, *pool[:4], target, indices], flops)]
+        return [bound(low, "conv2d_max_pool2d", [*filters, conv.size, *pool[:4], target, indices], flops)]
     z = buffers.new(between, image.dtype)
-    pooled = bound(variant, "max_pool2d", [z, *pool[:4], target, buffers.new(target.shape, np.int64)])
-    return [bound(variant, "conv2d", [*filters, z], flops), pooled]
+    pooled = bound(low, "max_pool2d", [z, *pool[:4], target, buffers.new(target.shape, np.int64)])
+    return [bound(low, "conv2d", [*filters, z], flops), pooled]
 
 
 def _indices(kernel: Any, out: Array) -> Any:
@@ -105,7 +123,7 @@ def max_pool2d(low: Any, node: Node) -> list[Bound] | None:
     pool = shapes.pooling(image.shape, *pooling)
     return [
         bound(
-            low.variant,
+            low,
             "max_pool2d",
             [image, *pool[:4], target, _indices(low.variant.ops["max_pool2d"], target)],
         )
@@ -118,9 +136,13 @@ def linear(low: Any, node: Node) -> list[Bound] | None:
     rows, out = low.array(x), low.out(node)
     x2, out2 = rows._replace(shape=(int(np.prod(rows.shape)) // I, I)), out._replace(shape=(-1, O))
     out2 = out2._replace(shape=(x2.shape[0], O))
+    limits = bounds(activation)
+    if x2.shape[0] == 1 and weight in low.static and limits and layout.is_tiled(low.variant):
+        args = [flat(x2), low.packed(weight, gemv.pack), bias_of(low, bias, weight), *limits, flat(out2)]
+        return [Bound("linear of one image", gemv.GEMV, args, multiply_adds(out2, weight))]
     fused = activation == ("relu",) and "linear_relu" in low.variant.ops
     args = [x2, low.array(weight), bias_of(low, bias, weight), out2]
-    steps = [bound(low.variant, "linear_relu" if fused else "linear", args, multiply_adds(out2, weight))]
+    steps = [bound(low, "linear_relu" if fused else "linear", args, multiply_adds(out2, weight))]
     return steps + ([] if fused else activation_in_place(low, out, activation))
 
 
@@ -129,7 +151,7 @@ def activate(low: Any, node: Node) -> list[Bound] | None:
     if activation != ("relu",):
         return None
     source = low.array(x)
-    return [bound(low.variant, "relu", [flat(source), flat(low.out(node))])]
+    return [bound(low, "relu", [flat(source), flat(low.out(node))])]
 
 
 def flat(array: Array) -> Array:
@@ -141,17 +163,18 @@ def softmax(low: Any, node: Node) -> list[Bound] | None:
     size = shape(node)
     by_class = int(np.prod(size[:dim])), size[dim], int(np.prod(size[dim + 1 :]))
     args = [low.array(x)._replace(shape=by_class), low.out(node)._replace(shape=by_class)]
-    return [bound(low.variant, node.target.__name__, args)]
+    return [bound(low, node.target.__name__, args)]
 
 
 def concat(low: Any, node: Node) -> list[Bound] | None:
     parts, dim = node.args
-    whole = low.arrays.get(node) or low.out(node)
+    blocked = node in low.blocked
+    whole = low.out_block(node) if blocked else low.arrays.get(node) or low.out(node)
     outer, steps, at = int(np.prod(shape(node)[:dim])), [], 0
-    row = int(np.prod(shape(node)[dim:]))
+    row = int(np.prod(whole.shape[dim:]))
     for part in parts:
-        array = low.array(part)
-        width = int(np.prod(shape(part)[dim:]))
+        array = low.block(part) if blocked else low.array(part)
+        width = int(np.prod(array.shape[dim:]))
         if array.buffer is not whole.buffer:
             source = array._replace(shape=(outer, width))
             steps.append(Bound("copy", copy_columns, [source, whole._replace(shape=(outer, row)), at, at + width]))
@@ -173,11 +196,23 @@ def add_arrays(low: Any, x: Array, y: Array, out: Array) -> list[Bound]:
     return [Bound("torch add", _add, [flat(x), flat(y), flat(out)])]
 
 
+def bounds(activation: nodes.Activation) -> tuple[float, float] | None:
+    """The bounds that an activation is; None for another one."""
+    match activation:
+        case None:
+            return -math.inf, math.inf
+        case ("relu",):
+            return 0.0, math.inf
+        case ("clamp", low, high):
+            return low, high
+    return None
+
+
 def activation_in_place(low: Any, array: Array, activation: nodes.Activation) -> list[Bound]:
     if activation is None:
         return []
     if activation == ("relu",):
-        return [bound(low.variant, "relu", [flat(array), flat(array)])]
+        return [bound(low, "relu", [flat(array), flat(array)])]
     name, *limits = activation
     return [Bound(f"torch {name}", IN_PLACE[name], [flat(array), *limits])]
 
@@ -193,7 +228,16 @@ IN_PLACE: dict[str, Callable[..., Any]] = {  # where no kernel has them in its e
 }
 
 Binder = Callable[[Any, Node], list[Bound] | None]
+
+
+def _only_blocked(low: Any, node: Node) -> None:
+    return None
+
+
 BINDERS: dict[Any, Binder] = {
+    nodes.avg_pool2d: _only_blocked,
+    nodes.adaptive_avg_pool2d: _only_blocked,
+    nodes.affine: _only_blocked,
     nodes.conv2d: conv2d,
     nodes.conv2d_max_pool2d: conv2d_max_pool2d,
     nodes.max_pool2d: max_pool2d,
@@ -236,4 +280,4 @@ def OWN(low: Any, node: Node) -> list[Bound] | None:  # noqa: N802
             results.get(i) or buffers.new(tuple(v.shape), np.int64 if i else np.float32)
             for i, v in enumerate(value(node))
         ]
-    return [bound(low.variant, op, [*tensors, *constants, *outs])]
+    return [bound(low, op, [*tensors, *constants, *outs])]

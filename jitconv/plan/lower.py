@@ -1,5 +1,6 @@
 """From a rewritten graph to a list of steps on buffers: kernels where there are any, torch's operations elsewhere."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 from torch import fx
 
-from jitconv.plan import buffers, nodes
+from jitconv.plan import blocked, buffers, layout, nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.capture import Source
-from jitconv.plan.kernels import BINDERS, OWN, Bound
+from jitconv.plan.kernels import BINDERS, OWN, Bound, flat
 from jitconv.plan.nodes import Node
 from jitconv.variants import Variant
+from jitconv.variants.tiled.blocked import FROM_BLOCKED, TO_BLOCKED
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
@@ -57,17 +59,19 @@ class Lowering:
     ) -> None:
         self.graph, self.variant, self.training = graph, variant, training
         self.steps: list[Step] = []
-        self.arrays: dict[Node, Array] = {}  # of nodes that kernels have made or may read
+        self.arrays: dict[Any, Array] = {}  # of nodes that kernels have made or may read, as they are
+        self.blocks: dict[Node, Array] = {}  # and blocked
         self.torchs: dict[Node, set[Node]] = {}  # of torch steps' results: what they may share memory with
         self.prepared: dict[Any, Prepared] = {}
         self.sources: dict[Node, Source] = {}
         self.static = static
+        self.blocked = set() if training else layout.decide(graph, variant)
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self.sources.update(zip(placeholders, sources, strict=True))
         (output,) = (node for node in graph.nodes if node.op == "output")
         self.outputs: list[Any] = list(output.args[0])
         self.roots = self._output_roots()
-        self.inside = _places_in_concats(graph, self.roots)
+        self.inside = _places_in_concats(graph, self.roots, self.blocked)
         for node in graph.nodes:
             self._lower(node)
         self.shares = self._shared()
@@ -77,6 +81,8 @@ class Lowering:
 
     def array(self, node: Node) -> Array:
         """The node's value as C-contiguous numbers that a kernel may read."""
+        if node in self.blocks and node not in self.arrays:
+            self._to_planes(node)
         if node not in self.arrays:
             kind = "weight" if node in self.static else "input" if node.op == "placeholder" else "result"
             self.arrays[node] = buffers.new(shape(node), DTYPES[value(node).dtype], kind, node)
@@ -97,6 +103,55 @@ class Lowering:
         self.arrays[node] = array
         return array
 
+    def block(self, node: Node) -> Array:
+        """The node's value as blocked numbers that a kernel may read."""
+        if node not in self.blocks:
+            source = self.array(node)
+            C, pixels = shape(node)[1], math.prod(shape(node)[2:])
+            self.blocks[node] = buffers.new(self._block_shape(node), source.dtype, blocked=True)
+            args = [flat(source), C, pixels, flat(self.blocks[node])]
+            self.steps.append(Step(node, "to blocked", args, TO_BLOCKED))
+        return self.blocks[node]
+
+    def out_block(self, node: Node) -> Array:
+        """A new blocked array for what the node computes, in a concatenation's or in the arena."""
+        if node not in self.blocks:
+            size, dtype = self._block_shape(node), self.dtype(node)
+            if node in self.inside:
+                whole, offset = self.inside[node]
+                base = self.out_block(whole)
+                self.blocks[node] = Array(base.buffer, size, dtype, base.offset + offset * dtype.itemsize, True)
+            else:
+                self.blocks[node] = buffers.new(size, dtype, blocked=True)
+        return self.blocks[node]
+
+    def _block_shape(self, node: Node) -> tuple[int, ...]:
+        (N, C, H, W), lanes = shape(node), layout.lanes_of(node)
+        return N, -(-C // lanes), H, W, lanes
+
+    def _to_planes(self, node: Node) -> None:
+        """Have a blocked value as (N, C, H, W) as well."""
+        source, (N, C, H, W) = self.blocks[node], shape(node)
+        if node not in self.roots and H * W == 1 and (N == 1 or source.nbytes // source.dtype.itemsize // N == C):
+            self.arrays[node] = source._replace(shape=(N, C, 1, 1), blocked=False)  # the same numbers in the same order
+            return
+        kind = "output" if node in self.roots else "arena"
+        self.arrays[node] = target = buffers.new(shape(node), source.dtype, kind, node)
+        self.steps.append(Step(node, "from blocked", [flat(source), C, H * W, flat(target)], FROM_BLOCKED))
+
+    def packed(self, weight: Node, pack: Any) -> Array:
+        """What a kernel packs of a weight, again whenever that changes; of one that is computed, at each call."""
+        key = ("packed", weight, pack)
+        if key not in self.arrays:
+            self.prepare(key, blocked.packing, (weight, pack))
+            example = blocked.packing(torch.zeros(shape(weight), dtype=value(weight).dtype), pack)
+            self.arrays[key] = buffers.new(tuple(example.shape), self.dtype(weight), "weight", key)
+        return self.arrays[key]
+
+    @staticmethod
+    def dtype(node: Node) -> np.dtype[Any]:
+        return DTYPES[value(node).dtype]
+
     def prepare(self, key: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Have target(*args) computed from weights whenever they change."""
         self.prepared.setdefault(key, Prepared(key, target, args))
@@ -115,23 +170,27 @@ class Lowering:
             self.prepared[node] = Prepared(node, node.target, node.args, dict(node.kwargs))
             return
         if node.target is nodes.reshape and self._is_array(node.args[0]):
-            source = self.array(node.args[0])
-            if not source.blocked:
-                self.arrays[node] = source._replace(shape=shape(node))
-                return
+            self.arrays[node] = self.array(node.args[0])._replace(shape=shape(node))
+            return
         if node.target is operator.getitem and node in self.arrays:
             return
         bound = self._bind(node)
         if bound is None:
+            for each in node.all_input_nodes:
+                if each in self.blocks:
+                    self.array(each)
             self.torchs[node] = set(node.all_input_nodes)
             self.steps.append(Step(node, _torch_name(node)))
             return
         for each in bound:
             self.steps.append(Step(node, each.name, each.args, each.kernel, each.flops))
+        if node in self.roots and node in self.blocks:
+            self.array(node)
 
     def _is_array(self, node: Any) -> bool:
-        known = node in self.arrays or node.op == "placeholder"
-        return isinstance(node, fx.Node) and known and value(node).dtype in DTYPES
+        if not isinstance(node, fx.Node) or value(node).dtype not in DTYPES:
+            return False
+        return node in self.arrays or node in self.blocks or node.op == "placeholder"
 
     def _bind(self, node: Node) -> list[Bound] | None:
         """The kernels for a node; None where there is none, or it takes what kernels do not."""
@@ -148,7 +207,14 @@ class Lowering:
         results = results if isinstance(results, (tuple, list)) else [results]
         if any(0 in v.shape for v in (*inputs, *results)):
             return None  # torch knows what becomes of nothing
+        if node in self.blocked:
+            return blocked.BINDERS[node.target](self, node)
+        if self.blocked_input(node) and node.target is nodes.conv2d and layout.convolves(node):
+            return blocked.conv2d(self, node)
         return binder(self, node)
+
+    def blocked_input(self, node: Node) -> bool:
+        return node.all_input_nodes[0] in self.blocked
 
     # ---- the whole ----
 
@@ -211,7 +277,7 @@ def _torch_name(node: Node) -> str:
     return f"torch {getattr(node.target, '__name__', node.target)}"
 
 
-def _places_in_concats(graph: fx.Graph, roots: dict[Node, int]) -> dict[Node, tuple[Node, int]]:
+def _places_in_concats(graph: fx.Graph, roots: dict[Node, int], blocked: set[Node]) -> dict[Node, tuple[Node, int]]:
     """Which nodes can be computed where a concatenation wants them: there, and so many numbers from its beginning.
 
     That is where the parts lie one after the other in memory, with one image or along the first dimension.
@@ -224,7 +290,8 @@ def _places_in_concats(graph: fx.Graph, roots: dict[Node, int]) -> dict[Node, tu
         offset = 0
         for part in parts:
             kernel = part.op == "call_function" and part.target in BINDERS and part not in places
-            if kernel and part not in roots and parts.count(part) == 1:
+            alike = (part in blocked) == (node in blocked)
+            if kernel and alike and part not in roots and parts.count(part) == 1:
                 places[part] = (node, offset)
             offset += int(np.prod(shape(part)))
     return places

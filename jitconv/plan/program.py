@@ -17,6 +17,7 @@ from jitconv.plan.buffers import ALIGNMENT, Array
 from jitconv.plan.capture import Source
 from jitconv.plan.lower import Lowering, Step
 from jitconv.plan.nodes import Node
+from jitconv.variants.threads import count
 
 
 class Weights:
@@ -39,7 +40,7 @@ class Weights:
         for key, made in program.prepared.items():
             args, kwargs = fx.node.map_aggregate((made.args, made.kwargs), self._value)
             self.tensors[key] = made.target(*args, **kwargs)
-        self.contiguous = {node: self.tensors[node].contiguous() for node in program.weight_arrays}
+        self.contiguous = {key: self.tensors[key].contiguous() for key in program.weight_arrays}
 
     def _value(self, arg: Any) -> Any:
         return self.tensors[arg] if isinstance(arg, fx.Node) else arg
@@ -104,7 +105,7 @@ class Program:
 
             return run
 
-        frame.calls = [(timed(f) if f != frame._drop else f, args) for f, args in calls]
+        frame.calls = frame.alone = [(timed(f) if f != frame._drop else f, args) for f, args in calls]
         with torch.no_grad(), _without_autocast():
             frame.run(weights, inputs)
         return times
@@ -164,6 +165,7 @@ class Frame:
             self.calls.append((self._torch, [step]) if step.is_torch else (step.kernel, self._arguments(step)))
             if i in last:
                 self.calls.append((self._drop, last[i]))
+        self.alone = [(getattr(function, "alone", function), args) for function, args in self.calls]  # on one core
         for node in program.torch_reads & program.arrays.keys():
             array = program.arrays[node]
             if array.buffer.kind == "arena":
@@ -230,7 +232,7 @@ class Frame:
             tensor = torch.empty_like(prototype)
             self._bind(key, tensor)
             made.append(tensor)
-        for function, args in self.calls:
+        for function, args in self.calls if count() > 1 else self.alone:
             function(*args)
         return made if self.simple else self._results(made)
 

@@ -1,0 +1,128 @@
+"""Kernels for nodes whose images are blocked (layout.py), bound to arrays: the same table as kernels.py's."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jitconv import shapes
+from jitconv.plan import nodes
+from jitconv.plan.buffers import Array
+from jitconv.plan.canonical import shape
+from jitconv.plan.kernels import Bound, activation_in_place, bias_of, bounds, concat, flat, geometry, multiply_adds
+from jitconv.plan.nodes import Node
+from jitconv.variants.simd import lanes_of
+from jitconv.variants.tiled import blocked, windows
+
+
+def conv2d(low: Any, node: Node) -> list[Bound]:
+    x, weight, bias, convolution, residual, activation = [*node.args, None, None][:6]
+    stride, padding, dilation, _ = geometry(x, weight, convolution)
+    source, target = ("blocked" if each in low.blocked else "nchw" for each in (x, node))
+    epilogue = blocked.Epilogue(_epilogue(activation), residual is not None)
+    kernel = blocked.bind(
+        shape(x), shape(weight), low.dtype(x), stride, padding, dilation, convolution[3], source, target, epilogue
+    )
+    image = low.block(x) if x in low.blocked else low.array(x)
+    rest = None if residual is None else low.block(residual) if node in low.blocked else low.array(residual)
+    packed = low.packed(weight, kernel.pack)
+    out = low.out_block(node) if node in low.blocked else low.out(node)
+    flops = multiply_adds(out._replace(shape=shape(node)), weight)
+    name = "depthwise conv2d, blocked" if kernel.depthwise else "conv2d, blocked"
+    return [Bound(name, kernel, [image, packed, bias_of(low, bias, weight), rest, out], flops)]
+
+
+def _epilogue(activation: nodes.Activation) -> Any:
+    match activation:
+        case None:
+            return None
+        case ("clamp", low, high):
+            return low, high
+        case (name,):
+            return name
+
+
+def max_pool2d(low: Any, node: Node) -> list[Bound]:
+    x, pooling = node.args
+    kernel, stride, padding, dilation, size = shapes.pooling(shape(x), *pooling)
+    each = zip(shape(x)[2:], size, kernel, stride, padding, dilation, strict=True)
+    rows, columns = (windows.windows(*axis) for axis in each)
+    args = [flat(low.block(x)), shape(x)[3], rows, columns, dilation, flat(low.out_block(node))]
+    return [Bound("max_pool2d, blocked", windows.MAX_POOL2D, args)]
+
+
+def avg_pool2d(low: Any, node: Node) -> list[Bound]:
+    x, (kernel, stride, padding, _, counts_padding, divisor) = node.args
+    size, out_size = shape(x)[2:], shape(node)[2:]
+    each = zip(size, out_size, kernel, stride, padding, (1, 1), strict=True)
+    axes = [windows.windows(*axis) for axis in each]
+    spans = []
+    for axis, n, out, k, s, p in zip(axes, size, out_size, kernel, stride, padding, strict=True):
+        first = np.arange(out) * s - p  # what counts of the padding: not what ceil_mode adds
+        spans.append(np.minimum(first + k, n + p) - first if counts_padding else axis[:, 1] - axis[:, 0])
+    divisors = np.full(out_size, divisor) if divisor else np.outer(*spans)
+    return _averages(low, node, x, axes, divisors)
+
+
+def adaptive_avg_pool2d(low: Any, node: Node) -> list[Bound]:
+    x, _ = node.args
+    axes = [windows.adaptive(*axis) for axis in zip(shape(x)[2:], shape(node)[2:], strict=True)]
+    return _averages(low, node, x, axes, np.outer(*(axis[:, 1] - axis[:, 0] for axis in axes)))
+
+
+def _averages(low: Any, node: Node, x: Node, axes: list[Any], divisors: Any) -> list[Bound]:
+    source, out = flat(low.block(x)), flat(low.out_block(node))
+    args = [source, shape(x)[3], *axes, divisors.reshape(-1).astype(source.dtype), out]
+    return [Bound("avg_pool2d, blocked", windows.AVG_POOL2D, args)]
+
+
+def affine(low: Any, node: Node) -> list[Bound]:
+    x, scale, shift, activation = [*node.args, None][:4]
+    low_high = bounds(activation) or (-math.inf, math.inf)
+    out = low.out_block(node)
+    padded = [low.packed(each, _whole_blocks) for each in (scale, shift)]
+    args = [flat(low.block(x)), *padded, math.prod(shape(x)[2:]), *low_high, flat(out)]
+    return [Bound("affine, blocked", windows.AFFINE, args), *_smooth(low, out, activation)]
+
+
+def add(low: Any, node: Node) -> list[Bound]:
+    x, y, activation = [*node.args, None][:3]
+    out = low.out_block(node)
+    args = [flat(low.block(x)), flat(low.block(y)), *(bounds(activation) or (-math.inf, math.inf)), flat(out)]
+    return [Bound("add, blocked", windows.ADD, args), *_smooth(low, out, activation)]
+
+
+def activate(low: Any, node: Node) -> list[Bound]:
+    x, activation = node.args
+    out = low.out_block(node)
+    if activation == ("relu",):
+        return [Bound("relu", low.variant.ops["relu"], [flat(low.block(x)), flat(out)])]
+    return [Bound("copy", np.copyto, [flat(out), flat(low.block(x))]), *activation_in_place(low, out, activation)]
+
+
+def _smooth(low: Any, out: Array, activation: nodes.Activation) -> list[Bound]:
+    return activation_in_place(low, out, activation) if bounds(activation) is None else []
+
+
+def _whole_blocks(values: Any) -> Any:
+    """A number for each channel, and 0 for the lanes that have none."""
+    return np.pad(values, (0, -values.size % lanes_of(values.dtype)))
+
+
+def packing(weight: Tensor, pack: Any) -> Tensor:
+    """What a kernel packs of a weight."""
+    return torch.from_numpy(pack(np.ascontiguousarray(weight.numpy())))
+
+
+BINDERS = {
+    nodes.conv2d: conv2d,
+    nodes.max_pool2d: max_pool2d,
+    nodes.avg_pool2d: avg_pool2d,
+    nodes.adaptive_avg_pool2d: adaptive_avg_pool2d,
+    nodes.affine: affine,
+    nodes.add: add,
+    nodes.activate: activate,
+    nodes.concat: concat,
+}

@@ -1,0 +1,132 @@
+"""Pooling and arithmetic on blocked images, (N, C/lanes, H, W, lanes): a register holds the channels of one pixel.
+
+A window is a range of rows and one of columns of the image: padding, strides and adaptive sizes are numbers of a table.
+All are bound by memory, which they pass through once. What lies in the lanes after the last channel stays there.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba.extending import intrinsic
+
+from jitconv.variants.compiling import inner
+from jitconv.variants.elementwise import broadcast, load, store
+from jitconv.variants.simd import Code, lanes, zeros
+from jitconv.variants.tiled.kernel import Tiled
+from jitconv.variants.tiled.microkernel import clamp
+from jitconv.variants.tiled.product import share
+from jitconv.variants.workers import each_worker
+
+WIDE = 2  # registers at once, where every number stands for itself
+
+
+def windows(size: int, out_size: int, kernel: int, stride: int, padding: int, dilation: int) -> Any:
+    """The first row (column) and the last + 1 of each window that lie in the image: (out_size, 2)."""
+    first = np.arange(out_size) * stride - padding
+    inside = np.maximum(0, -(first // dilation)) * dilation  # taps before the image are left out
+    begin = np.where(first < 0, first + inside, first)
+    return np.stack([begin, np.minimum(first + (kernel - 1) * dilation + 1, size)], 1)
+
+
+def adaptive(size: int, out_size: int) -> Any:
+    """The windows of adaptive pooling: from floor(i·size/out_size) to ceil((i + 1)·size/out_size)."""
+    i = np.arange(out_size)
+    return np.stack([i * size // out_size, -(-(i + 1) * size // out_size)], 1)
+
+
+@intrinsic
+def larger(typing, best, value):
+    """value where it is larger, or NaN, else best."""
+
+    def code(context, builder, signature, args):
+        emit, result = Code(context, builder, best), args[0]
+        for place in range(len(best.registers)):
+            old, new = emit.get(args[0], place), emit.get(args[1], place)
+            wins = builder.or_(builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new))
+            result = emit.set(result, place, builder.select(wins, new, old))
+        return result
+
+    return best(best, value), code
+
+
+def max_pool2d(team, workers, x, W, rows, columns, steps, out):
+    """out[plane, r, c] = max of x[plane, i, j] for i in rows[r] and j in columns[c], `steps` apart; images flat.
+
+    W: the width of x's planes.
+    """
+    each_worker(team, workers, _max_pool2d, (x, W, rows, columns, steps, out))
+
+
+@inner
+def _max_pool2d(worker, workers, x, W, rows, columns, steps, out):
+    unit, lane = zeros(x, 1, 1), lanes(x)
+    H_out, W_out = rows.shape[0], columns.shape[0]
+    lines = out.size // (W_out * lane)
+    plane = x.size // (lines // H_out)
+    begin, end = share(lines, worker, workers, 1)
+    for line in range(begin, end):
+        p, r = divmod(line, H_out)
+        for c in range(W_out):
+            at = p * plane + (rows[r, 0] * W + columns[c, 0]) * lane
+            best = load(unit, x, at, lane, 0)
+            for i in range(rows[r, 0], rows[r, 1], steps[0]):
+                for j in range(columns[c, 0], columns[c, 1], steps[1]):
+                    best = larger(best, load(unit, x, p * plane + (i * W + j) * lane, lane, 0))
+            store(best, out, (line * W_out + c) * lane, lane)
+
+
+def avg_pool2d(team, workers, x, W, rows, columns, divisors, out):
+    """out[plane, r, c] = Σ x[plane, i, j] / divisors[r · W_out + c], i in rows[r] and j in columns[c]; images flat."""
+    each_worker(team, workers, _avg_pool2d, (x, W, rows, columns, divisors, out))
+
+
+@inner
+def _avg_pool2d(worker, workers, x, W, rows, columns, divisors, out):
+    unit, lane = zeros(x, 1, 1), lanes(x)
+    H_out, W_out = rows.shape[0], columns.shape[0]
+    lines = out.size // (W_out * lane)
+    plane = x.size // (lines // H_out)
+    begin, end = share(lines, worker, workers, 1)
+    for line in range(begin, end):
+        p, r = divmod(line, H_out)
+        for c in range(W_out):
+            total = broadcast(unit, 0)
+            for i in range(rows[r, 0], rows[r, 1]):
+                for j in range(columns[c, 0], columns[c, 1]):
+                    total = total + load(unit, x, p * plane + (i * W + j) * lane, lane, 0)
+            store(total / broadcast(unit, divisors[r * W_out + c]), out, (line * W_out + c) * lane, lane)
+
+
+def affine(team, workers, x, scale, shift, pixels, low, high, out):
+    """out[plane, pixel] = min(max(x · scale + shift, low), high), scale and shift of each channel; images flat."""
+    each_worker(team, workers, _affine, (x, scale, shift, pixels, low, high, out))
+
+
+@inner
+def _affine(worker, workers, x, scale, shift, pixels, low, high, out):
+    unit, lane = zeros(x, 1, 1), lanes(x)
+    begin, end = share(x.size // (pixels * lane), worker, workers, 1)
+    for plane in range(begin, end):
+        channel = plane * lane % scale.size
+        slope, start = load(unit, scale, channel, lane, 0), load(unit, shift, channel, lane, 0)
+        for i in range(plane * pixels * lane, (plane + 1) * pixels * lane, lane):
+            store(clamp(load(unit, x, i, lane, 0) * slope + start, low, high), out, i, lane)
+
+
+def add(team, workers, x, y, low, high, out):
+    """out[i] = min(max(x[i] + y[i], low), high); any layout, flat."""
+    each_worker(team, workers, _add, (x, y, low, high, out))
+
+
+@inner
+def _add(worker, workers, x, y, low, high, out):
+    unit = zeros(out, 1, WIDE)
+    step = WIDE * lanes(out)
+    begin, end = share(out.size, worker, workers, step)
+    for i in range(begin, end, step):
+        n = end - i
+        store(clamp(load(unit, x, i, n, 0) + load(unit, y, i, n, 0), low, high), out, i, n)
+
+
+MAX_POOL2D, AVG_POOL2D = Tiled(max_pool2d, None), Tiled(avg_pool2d, None)
+AFFINE, ADD = Tiled(affine, None), Tiled(add, None)
