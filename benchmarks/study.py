@@ -262,6 +262,8 @@ def _write(study: Study, results: Path, page: Path) -> None:
         shutil.copy(file, results / file.name)
     if (results / "benchmarks.json").exists():
         command = [sys.executable, "-m", "jitconv", "report", str(results), "-o", str(page)]
+        if page.resolve().parent == ROOT / "report" and results.resolve().is_relative_to(ROOT / "report"):
+            command += ["--readme", str(ROOT / "README.md")]  # the committed results and page
         subprocess.run(command, cwd=ROOT, check=True)
 
 

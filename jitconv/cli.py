@@ -232,14 +232,15 @@ def train(name: str, variant: str | None, device: str, resume: bool, out: Path |
 @main.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", default="report/index.html", show_default=True, type=click.Path(path_type=Path))
-def report(results: tuple[Path, ...], output: Path) -> None:
+@click.option("--readme", type=click.Path(exists=True, path_type=Path), help="Write its part from the results anew.")
+def report(results: tuple[Path, ...], output: Path, readme: Path | None) -> None:
     """Make one HTML page of results: JSON files of pytest-benchmark, verify and train, or folders of them.
 
     Writes hero.svg, the picture of the ladder, beside it.
     """
     from jitconv import report as page
 
-    findings = page.build(results, output)
+    findings = page.build(results, output, readme)
     click.echo(output)
     for finding in findings:
         click.echo(finding)

@@ -12,15 +12,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jitconv.report import charts, first, ladder, tables
+from jitconv.report import charts, first, ladder, readme, tables
 from jitconv.report.read import OURS, Results, Row, read
 from jitconv.report.words import NOT_MEASURED, named, seconds
 
 SHOWN = ("group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "name", "command", "bound_used")
 
 
-def build(paths: Sequence[Path], out: Path) -> list[str]:
+def build(paths: Sequence[Path], out: Path, readme_file: Path | None = None) -> list[str]:
     """Write the page made of results (JSON files, or folders of them) to `out`, and hero.svg beside it.
+
+    readme_file: whose part from results is written anew, see readme.py.
 
     Returns what came out, in sentences. Raises ValueError naming a file that is not a result of the benchmarks, of
     `verify` or of `train`.
@@ -53,6 +55,8 @@ def build(paths: Sequence[Path], out: Path) -> list[str]:
         height = ticks_at + 20 * len(hero["ticks"]) + 36
         drawn = environment.get_template("hero.svg.j2").render(hero=hero, height=height, ticks_at=ticks_at)
         out.with_name("hero.svg").write_text(drawn, encoding="utf-8")
+    if readme_file is not None:
+        readme.write(readme_file, results)
     return [first.plain(sentence) for sentence in answer]
 
 
