@@ -13,7 +13,7 @@ import pytest
 from test_cli import MACHINE
 
 from jitconv import report
-from jitconv.report import ladder, words
+from jitconv.report import ladder, readme, words
 from jitconv.report.read import read
 
 ROOT = Path(__file__).parent.parent
@@ -223,6 +223,27 @@ def test_extract_gives_the_data_back(tmp_path: Path) -> None:
     (tmp_path / "other.html").write_text("<html></html>")
     with pytest.raises(ValueError, match="page must be one that jitconv report wrote"):
         report.extract(tmp_path / "other.html")
+
+
+def test_readme_says_what_the_results_say(tmp_path: Path) -> None:
+    """Every number that was measured stands between its marks, and those are of the committed results."""
+    text = (ROOT / "README.md").read_text()
+    before, _, rest = text.partition(readme.BEGIN)
+    block, _, after = rest.partition(readme.END)
+    assert block.strip() == readme.block(read([COMMITTED]))
+    measured = re.findall(r"\d[\d.]* ?(?:ms|µs|GFLOP/s|×(?!\d)|s an epoch)", before + after)
+    assert not measured, "these numbers come from nowhere"
+    assert len(text.splitlines()) < 120
+    assert "![" in before
+    for variant in ("cuda", "cuda-tiled"):
+        assert "never run on a device" in next(line for line in text.splitlines() if f"`{variant}`" in line)
+
+
+def test_committed_results_are_of_a_clean_commit() -> None:
+    for file in COMMITTED.rglob("*.json"):
+        commit = json.loads(file.read_text()).get("commit_info", {})
+        if "pass" in file.read_text()[:5000]:  # results from before passes were made are replaced by the next study
+            assert not commit.get("dirty"), file
 
 
 def test_the_report_imports_no_torch(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ RUNGS = (
         "jit",
         "The same source, compiled for each geometry with all sizes as constants: short loops unroll, the tests "
         "for padding vanish, and the loop over columns becomes the innermost, on vectors.",
-        "variants/static.py", ("_told",), ("c_array(",),
+        "variants/static.py",
+        ("_told",),
+        ("c_array(",),
     ),
     Rung(
         OURS,
@@ -80,14 +82,18 @@ RUNGS = (
         OURS,
         "3×3 convolutions with fewer multiplications than the equation has, at the price of larger rounding "
         "errors, which have a bound of their own. The study's layer is 5×5, so it is jit-tiled there.",
-        "variants/winograd/kernels.py", ("_products",), (),
+        "variants/winograd/kernels.py",
+        ("_products",),
+        (),
     ),
     Rung(
         PLAN,
         OURS,
         "The whole network captured once, fused, and run by one call on arrays made beforehand: below, its "
         "forward of the whole network.",
-        "plan/program.py", ("Frame.run",), (),
+        "plan/program.py",
+        ("Frame.run",),
+        (),
     ),
     Rung(
         "vector",
@@ -164,10 +170,17 @@ def source(file: str, names: tuple[str, ...]) -> str:
     text = path.read_text(encoding="utf-8")
     lines, parts = text.splitlines(keepends=True), []
     tree = ast.parse(text).body
-    methods = {each: f"{node.name}.{each.name}" for node in tree if isinstance(node, ast.ClassDef) for each in node.body
-               if isinstance(each, ast.FunctionDef)}
+    methods = {
+        each: f"{node.name}.{each.name}"
+        for node in tree
+        if isinstance(node, ast.ClassDef)
+        for each in node.body
+        if isinstance(each, ast.FunctionDef)
+    }
     for node in [*tree, *methods]:
-        name = methods[node] if node in methods else node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else ""
+        name = (
+            methods[node] if node in methods else node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else ""
+        )
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
         if name in names:

@@ -4,7 +4,7 @@ root.classList.add("scripted");
 const rows = JSON.parse($("rows").textContent);
 const digits = (x, n) => x === 0 ? "0" : Number(x.toPrecision(n)).toLocaleString("en", { minimumFractionDigits: Math.max(0, n - 1 - Math.floor(Math.log10(Number(x.toPrecision(n))))), maximumFractionDigits: 9 });
 const seconds = (s, n = 3) => { const [unit, size] = [["s", 1], ["ms", 1e-3], ["µs", 1e-6], ["ns", 0]].find(([, u]) => s >= .9995 * u); return `${digits(s / (size || 1e-9), n)} ${unit}`; };
-const ratio = (x) => digits(x, x > .9 && x < 1.3 ? 3 : 2);
+const ratio = (x) => digits(x, x >= 1 && x < 1.3 ? 3 : 2);
 const make = (name, attributes = {}, words = "", space = null) => { const node = space ? document.createElementNS(space, name) : document.createElement(name); for (const [k, v] of Object.entries(attributes)) node.setAttribute(k, v); node.textContent = words; return node; };
 const draw = (name, attributes, words = "") => make(name, attributes, words, "http://www.w3.org/2000/svg");
 const samples = (row) => row.passes.flat();

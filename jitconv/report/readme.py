@@ -7,7 +7,7 @@ from jitconv.report.read import OURS, PLAN, Results
 from jitconv.report.words import cores, named, seconds, times
 
 BEGIN, END = "<!-- from the results -->", "<!-- end -->"
-LOSSES = 6
+LOSSES = 3
 
 
 def write(readme: Path, results: Results) -> None:
@@ -28,7 +28,7 @@ def block(results: Results) -> str:
         f"Medians of {results.passes} pass{'es' if results.passes != 1 else ''} on {doubt['machine']}, which was "
         f"{doubt['verdict']}; float32; in brackets, an engine's time over our best on as many cores."
     )
-    parts += [_losses(results), _training(results)]
+    parts.append(_losses(results))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -60,19 +60,7 @@ def _losses(results: Results) -> str:
         f"{seconds(line['theirs'])} ({line['ratio']}): {line['why']}"
         for line in lost["large"][:LOSSES]
     ]
-    small = (
-        f"- {len(lost['small'])} calls of microseconds: {lost['small'][0]['why']}" if lost["small"] else ""
-    )
+    small = f"- {len(lost['small'])} calls of microseconds: {lost['small'][0]['why']}" if lost["small"] else ""
     more = max(0, len(lost["large"]) - LOSSES)
-    head = f"**Where {OURS} loses**, the most time first ({more} more are in the report):\n"
+    head = f"**Where {OURS} loses**, the most time first ({more} more are in the report):"
     return "\n".join([head, *shown, *([small] if small else [])])
-
-
-def _training(results: Results) -> str:
-    lines = [line for line in tables.trainings(results.trainings) if line["epochs"] > 2 and line["device"] == "cpu"]
-    said = [
-        f"{line['variant']} {line['accuracy']} of {line['data']}'s test digits in {line['epoch']} an epoch" for line in lines
-    ]
-    return f"Trained for {lines[0]['epochs']} epochs: {'; '.join(said)}." if lines else ""
-
-

@@ -31,12 +31,12 @@ def seconds(value: float | None, n: int = 3) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Return a ratio: two digits, three near 1 where two would hide it, whole numbers as 1/23 below a tenth."""
+    """Return a ratio: two digits, three from 1 to 1.3, where two would hide it, whole numbers as 1/23 below a tenth."""
     if value is None or math.isnan(value):
         return "–"
     if value < 0.1:
         return f"1/{digits(1 / value, 2)}"
-    return digits(value, 3 if 0.9 < value < 1.3 else 2)
+    return digits(value, 3 if 1 <= value < 1.3 else 2)
 
 
 def times(value: float | None) -> str:
