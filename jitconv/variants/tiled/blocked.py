@@ -20,7 +20,7 @@ from jitconv.variants.tiled.activations import hardswish, silu
 from jitconv.variants.tiled.direct import Arrays, Launch, Tables, convolve
 from jitconv.variants.tiled.geometry import Axis, Layout, forward, phases, tables
 from jitconv.variants.tiled.kernel import Tiled
-from jitconv.variants.tiled.layout import Weights, blocks_of, size_of
+from jitconv.variants.tiled.layout import FROM_BLOCKED, PACK, TO_BLOCKED, Weights, blocks_of, size_of
 from jitconv.variants.tiled.microkernel import TileShape
 
 Pair = tuple[int, int]
@@ -99,8 +99,6 @@ class Packing:
 
 
 CONVOLVE = Tiled(convolve, None)
-PACK = Tiled(layout.pack_weights, None)
-TO_BLOCKED, FROM_BLOCKED = Tiled(layout.to_blocked, None), Tiled(layout.from_blocked, None)
 SMOOTH = {name: Tiled(function, None) for name, function in (("hardswish", hardswish), ("silu", silu))}
 
 
@@ -247,10 +245,14 @@ def bind(
 
 
 def bind_grad_input(
-    grad_shape: Shape, weight_shape: Shape, dtype: Any, stride: Pair, padding: Pair, dilation: Pair, x_shape: Shape,
+    grad_shape: Shape, weight_shape: Shape, dtype: Any, geometry: tuple[Pair, Pair, Pair], x_shape: Shape,
     layout_in: str = "nchw", layout_out: str = "nchw",
 ) -> Convolution:  # fmt: skip
-    """The gradient for the input: ∂z convolved with the filters turned about, for each phase of the stride."""
+    """The gradient for the input: ∂z convolved with the filters turned about, for each phase of the stride.
+
+    geometry: stride, padding, dilation.
+    """
+    stride, padding, dilation = geometry
     (N, C, H, W), (O, inputs, K_h, K_w) = x_shape, weight_shape
     groups, area = C // inputs, K_h * K_w
     sizes = Sizes(N, groups, O // groups, inputs, (grad_shape[2], grad_shape[3]), (H, W))

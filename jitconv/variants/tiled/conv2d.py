@@ -3,7 +3,6 @@
 import numpy as np
 
 from jitconv.variants.simd import MR
-from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
     FEW_ROWS,
@@ -37,7 +36,6 @@ from jitconv.variants.tiled.shifts import (
 from jitconv.variants.tiled.workers import each_worker
 
 LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
-MANY_FILTERS = 192  # from here on, that gradient copies strips of the images: they are used often enough
 
 
 @inner
@@ -65,11 +63,8 @@ def tap_offsets(weight, geometry, planes):
 
 
 def conv2d(team, workers, relu, x, weight, bias, stride, padding, dilation, out):
-    """z = W · (shifted images) + b, with `relu` max(0, z); False for what suits batches.py, or a weight not finite.
-
-    That would meet the zeros around an image.
-    """
-    if suits(x, weight, stride, padding, out.shape[2:]) or not finite(weight):
+    """z = W · (shifted images) + b, with `relu` max(0, z); False if a weight is not finite: it would meet padding."""
+    if not finite(weight):
         return False
     C_out, geometry = weight.shape[0], Geometry(stride, padding, dilation)
     kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)
@@ -113,10 +108,8 @@ def _convolve(worker, workers, relu, x, weight, kernels, bias, geometry, out):
                         copy(z, source, flat, place, pixels)
 
 
-def few_conv2d_grad_weight(team, workers, grad, x, stride, padding, dilation, out):
-    """∂W by dot products, for few filters; False for many, or as the other."""
-    if grad.shape[1] * out.shape[1] >= MANY_FILTERS * x.shape[1]:
-        return False
+def conv2d_grad_weight_by_dots(team, workers, grad, x, stride, padding, dilation, out):
+    """∂W by dot products; False as the other."""
     return _add_up(team, workers, None, grad, x, Geometry(stride, padding, dilation), out)
 
 

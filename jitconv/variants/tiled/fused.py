@@ -1,19 +1,18 @@
 """conv2d and the max_pool2d after it in one pass: z is pooled in registers or in a cache, and never kept.
 
-Neither gradient asks for z: that of the pooling needs the indices, and that of the convolution ∂z.
+Windows are of 2×2, side by side and whole. Neither gradient asks for z: that of the pooling needs the indices, and that
+of the convolution ∂z.
 """
 
 import numpy as np
 from numba import literal_unroll
 
 from jitconv.variants.simd import MR, NR_VECTORS, fma_outer, fma_outer_gather, lanes, zeros
-from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.conv2d import layout, tap_offsets
-from jitconv.variants.tiled.pooling import pool_lines, results_of, side_by_side, store_largest
+from jitconv.variants.tiled.pooling import pool_lines, results_of, store_largest
 from jitconv.variants.tiled.product import (
     NONE,
     ONE,
-    SHORT_BLOCK,
     Operand,
     Places,
     Target,
@@ -45,12 +44,11 @@ def short_conv2d_max_pool2d(
     team, workers, x, weight, bias, stride, padding, dilation, conv_size,
     kernel_size, pool_stride, pool_padding, pool_dilation, out, indices,
 ):  # fmt: skip
-    """z = W · (shifted images) + b, out = max over the windows of z; False for long sums, and what the other leaves.
+    """z = W · (shifted images) + b, out = max over the windows of z; False if a weight is not finite.
 
     conv_size: (H, W) of z.
     """
-    pooling, taps = (kernel_size, pool_stride, pool_padding, pool_dilation), weight.shape[1:]
-    if not 0 < taps[0] * taps[1] * taps[2] <= SHORT_BLOCK or not _takes(pooling, conv_size, weight, out):
+    if not finite(weight):
         return False
     geometry = Geometry(stride, padding, dilation)
     each_worker(team, workers, _windows_in_registers, (x, weight, bias, geometry, conv_size[1], out, indices))
@@ -61,23 +59,15 @@ def conv2d_max_pool2d(
     team, workers, x, weight, bias, stride, padding, dilation, conv_size,
     kernel_size, pool_stride, pool_padding, pool_dilation, out, indices,
 ):  # fmt: skip
-    """z = W · (shifted images) + b, out = max over the windows of z; False for what conv2d or max_pool2d leaves.
+    """z = W · (shifted images) + b, out = max over the windows of z; False if a weight is not finite.
 
     conv_size: (H, W) of z.
     """
-    pooling = kernel_size, pool_stride, pool_padding, pool_dilation
-    if suits(x, weight, stride, padding, conv_size) or not _takes(pooling, conv_size, weight, out):
+    if not finite(weight):
         return False
     geometry = Geometry(stride, padding, dilation)
     each_worker(team, workers, _windows_in_cache, (x, weight, bias, geometry, conv_size[1], out, indices))
     return True
-
-
-@inner
-def _takes(pooling, conv_size, weight, out):
-    """Whether windows are side by side and whole, and no weight would meet the zeros around an image wrongly."""
-    whole = 2 * out.shape[2] <= conv_size[0] and 2 * out.shape[3] <= conv_size[1]
-    return whole and side_by_side(*pooling) and finite(weight)
 
 
 @inner

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from jitconv.variants.compiling import njit
 from jitconv.variants.threads import Kernel
 
@@ -26,3 +28,20 @@ class Tiled(Kernel):
     def run(self, start: int, workers: int, *args: Any) -> None:
         if self.function(start, workers, *self.options, *args) is False and self.plain is not None:
             self.plain(*args)
+
+
+class Choice:
+    """A kernel that depends on shapes: `choose` returns it for the shapes and dtypes of all arrays and the constants.
+
+    A call with arrays binds itself; whoever calls often binds once, and packs the weights that `packs` names.
+    """
+
+    def __init__(self, choose: Callable[..., Callable[..., Any]], leaves_out: bool = False) -> None:
+        self.bind = functools.lru_cache(maxsize=256)(choose)
+        self.leaves_out = leaves_out  # the last result, where it is given an array of no size for it
+
+    def __call__(self, *args: Any) -> None:
+        arrays = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, np.ndarray))
+        kernel = self.bind(arrays, tuple(arg for arg in args if not isinstance(arg, np.ndarray)))
+        packs: dict[int, Any] = getattr(kernel, "packs", {})
+        kernel(*(packs[place](arg) if place in packs else arg for place, arg in enumerate(args)))

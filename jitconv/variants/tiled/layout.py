@@ -7,6 +7,7 @@ import numpy as np
 
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import lanes, lanes_of
+from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.product import share, transpose_matrix
 from jitconv.variants.tiled.workers import each_worker
 
@@ -127,3 +128,7 @@ def _from_blocked(worker, workers, x, C, pixels, out):
 
 def blocks_of(C: int, dtype: Any) -> int:
     return -(-C // lanes_of(dtype))
+
+
+PACK = Tiled(pack_weights, None)
+TO_BLOCKED, FROM_BLOCKED = Tiled(to_blocked, None), Tiled(from_blocked, None)

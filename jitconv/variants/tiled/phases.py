@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants.simd import MR
-from jitconv.variants.tiled.batches import suits
 from jitconv.variants.tiled.product import (
     FEW_ROWS,
     NONE,
@@ -84,8 +83,8 @@ def phase_planes(phase, geometry, N):
 
 
 def conv2d_grad_input(team, workers, grad, weight, stride, padding, dilation, out):
-    """Each phase of ∂x = its taps of Wᵀ · (shifted ∂z); False for what suits batches.py, or a weight not finite."""
-    if suits(out, weight, stride, padding, grad.shape[2:]) or not finite(weight):
+    """Each phase of ∂x = its taps of Wᵀ · (shifted ∂z); False if a weight is not finite: it would meet padding."""
+    if not finite(weight):
         return False
     each_worker(team, workers, _spread, (grad, weight, Geometry(stride, padding, dilation), out))
     return True

@@ -1,6 +1,6 @@
 """max_pool2d: windows of 2×2 side by side on vector registers, and the gradient of windows that do not overlap.
 
-All are bound by memory, which they pass through once. Other windows are left to the plain loops.
+All are bound by memory, which they pass through once.
 """
 
 from typing import Any, NamedTuple
@@ -136,22 +136,9 @@ def spread_2x2(typing, grad, indices, o, n, W, first, out, i):
     return types.void(grad, indices, types.intp, types.intp, types.intp, types.intp, out, types.intp), code
 
 
-@inner
-def side_by_side(kernel_size, stride, padding, dilation):
-    """Whether windows are of 2×2, none shares a pixel with another, and none lies between two."""
-    return kernel_size == (2, 2) and stride == (2, 2) and padding == (0, 0) and dilation == (1, 1)
-
-
 def max_pool2d(team, workers, x, kernel_size, stride, padding, dilation, out, indices):
-    """z[n, c, row, col] = max over the window, and its index; False for windows other than 2×2 side by side."""
-    if not side_by_side(kernel_size, stride, padding, dilation):
-        return False
-    H, W = x.shape[2:]
-    H_out, W_out = out.shape[2:]
-    if 2 * H_out > H or 2 * W_out > W:  # ceil_mode: the last windows reach over the edge
-        return False
+    """z[n, c, row, col] = max over the window, and its index; for windows of 2×2, whole and side by side."""
     each_worker(team, workers, _windows, (x, out, indices))
-    return True
 
 
 @inner
@@ -190,16 +177,14 @@ def pool_lines(z, rows, W, top, plane, results):
             max_2x2(z, i, W, 2 * top * W + i, maxima, o, indices, o * kept, W_out - col)
 
 
-def max_pool2d_grad_input(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
-    """∂x = ∂z where the window's maximum was, 0 elsewhere; False for windows that may share one."""
-    if (kernel_size[0] - 1) * dilation[0] >= stride[0] or (kernel_size[1] - 1) * dilation[1] >= stride[1]:
-        return False
-    (H, W), (H_out, W_out) = out.shape[2:], grad.shape[2:]
-    if side_by_side(kernel_size, stride, padding, dilation) and 2 * H_out <= H and 2 * W_out <= W:
-        each_worker(team, workers, _spread_windows, (grad, indices, out))
-    else:
-        each_worker(team, workers, _give_back, (grad, indices, out))
-    return True
+def spread_whole_windows(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
+    """∂x = ∂z where the window's maximum was, 0 elsewhere; for windows of 2×2, whole and side by side."""
+    each_worker(team, workers, _spread_windows, (grad, indices, out))
+
+
+def spread_windows(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
+    """∂x = ∂z where the window's maximum was, 0 elsewhere; for windows of which no two share a pixel."""
+    each_worker(team, workers, _give_back, (grad, indices, out))
 
 
 @inner

@@ -1,0 +1,175 @@
+"""Which kernel of `jit-tiled` computes a convolution: decided here, from shapes and constants, when a call is bound.
+
+| | forward | gradient for the input | for the weight |
+|---|---|---|---|
+| many output channels of the product | blocked.py: channels in the lanes | the same, filters turned about | |
+| few | conv2d.py: pixels in the lanes, shifted copies of the image | phases.py | conv2d.py |
+
+"Many" fill most lanes of the registers. The channels that a product puts into the lanes are the filters, and for the
+gradient for the input the image's channels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jitconv.variants import get
+from jitconv.variants.simd import lanes_of
+from jitconv.variants.tiled import blocked, conv2d, fused, phases, pooling
+from jitconv.variants.tiled.blocked import Convolution, Epilogue
+from jitconv.variants.tiled.grad_weight import GradWeight
+from jitconv.variants.tiled.kernel import Choice, Tiled
+from jitconv.variants.tiled.product import SHORT_BLOCK
+
+MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
+FULL = 0.7  # of the lanes, from which on channels belong into them
+
+plain = get("jit-parallel").ops
+
+
+def fills_lanes(channels: int, others: int, groups: int, dtype: Any) -> bool:
+    """Whether `channels` of each group fill the lanes; a sum over `others` channels of a group."""
+    lanes = lanes_of(dtype)
+    if channels == others == 1 and groups > 1:  # depthwise: a group in each lane
+        return groups >= FULL * lanes
+    return channels >= FULL * (-(-channels // lanes) * lanes)
+
+
+class Blocked:
+    """A blocked convolution as a kernel of conv2d, or of its gradient for the input."""
+
+    def __init__(self, convolution: Convolution, zeros: int | None = None) -> None:
+        self.convolution = convolution
+        self.packs = {1: convolution.pack}
+        self.bias = None if zeros is None else np.zeros(zeros, convolution.dtype)
+
+    def __call__(self, x: Any, packed: Any, *args: Any) -> None:
+        bias = args[0] if self.bias is None else self.bias
+        self.convolution(x, packed, bias, None, args[-1])
+
+
+def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]:
+    (x_shape, dtype), (weight_shape, _), *_ = arrays
+    groups = x_shape[1] // weight_shape[1]
+    if fills_lanes(weight_shape[0] // groups, weight_shape[1], groups, dtype):
+        (stride, padding, dilation), how = constants, Epilogue("relu" if relu else None)
+        return Blocked(
+            blocked.bind(x_shape, weight_shape, dtype, stride, padding, dilation, groups, "nchw", "nchw", how)
+        )
+    return SHIFTED[relu]
+
+
+def choose_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
+    (grad_shape, dtype), (weight_shape, _), (x_shape, _) = arrays
+    groups = x_shape[1] // weight_shape[1]
+    if fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, dtype):
+        kernel = blocked.bind_grad_input(grad_shape, weight_shape, dtype, constants, x_shape)
+        return Blocked(kernel, x_shape[1])
+    return PHASES
+
+
+def _and_relu(kernel: Callable[..., None]) -> Callable[..., None]:
+    """A kernel whose result relu is applied to, in place."""
+
+    def run(*args: Any) -> None:
+        kernel(*args)
+        plain["relu"](args[-1].reshape(-1), args[-1].reshape(-1))
+
+    return run
+
+
+SHIFTED = {
+    False: Tiled(conv2d.conv2d, plain["conv2d"], False),
+    True: Tiled(conv2d.conv2d, _and_relu(plain["conv2d"]), True),
+}
+PHASES = Tiled(phases.conv2d_grad_input, plain["conv2d_grad_input"])
+DOTS = Tiled(conv2d.conv2d_grad_weight_by_dots, plain["conv2d_grad_weight"])
+PANELS = Tiled(conv2d.conv2d_grad_weight, plain["conv2d_grad_weight"])
+
+
+def choose_grad_weight(arrays: Any, constants: Any) -> Callable[..., Any]:
+    (grad_shape, dtype), (x_shape, _), (weight_shape, _) = arrays
+    groups = x_shape[1] // weight_shape[1]
+    filters, channels = weight_shape[0] // groups, weight_shape[1]
+    if fills_lanes(filters, channels, 1, dtype) and fills_lanes(channels, filters, 1, dtype):
+        return GradWeight(grad_shape, x_shape, weight_shape, dtype, constants)
+    return PANELS if filters >= MANY_FILTERS else DOTS
+
+
+def whole_windows(size: Any, out_size: Any, pooling: Any) -> bool:
+    """Whether windows are of 2×2, side by side, and none reaches over the edge."""
+    side_by_side = tuple(map(tuple, pooling)) == ((2, 2), (2, 2), (0, 0), (1, 1))
+    return side_by_side and 2 * out_size[0] <= size[0] and 2 * out_size[1] <= size[1]
+
+
+def choose_max_pool2d(arrays: Any, constants: Any) -> Callable[..., Any]:
+    (x_shape, _), (out_shape, _), *_ = arrays
+    return WINDOWS if whole_windows(x_shape[2:], out_shape[2:], constants) else _with_indices
+
+
+def choose_max_pool2d_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
+    (grad_shape, _), _, (x_shape, _) = arrays
+    kernel_size, stride, _, dilation = constants
+    if any((k - 1) * d >= s for k, d, s in zip(kernel_size, dilation, stride, strict=True)):
+        return plain["max_pool2d_grad_input"]  # windows overlap
+    return SPREAD[whole_windows(x_shape[2:], grad_shape[2:], constants)]
+
+
+def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Callable[..., Any]:
+    x, weight, bias, out, indices = arrays
+    stride, padding, dilation, conv_size, *pooling = constants
+    if whole_windows(conv_size, out[0][2:], pooling):
+        if np.prod(weight[0][1:]) <= SHORT_BLOCK:
+            return SHORT_POOLED
+        groups = x[0][1] // weight[0][1]
+        if not fills_lanes(weight[0][0] // groups, weight[0][1], groups, x[1]):
+            return POOLED
+    z = (x[0][0], weight[0][0], *conv_size), x[1]
+    convolution = choose_conv2d(False, (x, weight, bias, z), (stride, padding, dilation))
+    return TwoOps(convolution, choose_max_pool2d((z, out, indices), tuple(pooling)), z)
+
+
+class TwoOps:
+    """conv2d_max_pool2d as the two ops that it stands for."""
+
+    def __init__(self, convolution: Any, pooling: Any, between: Any) -> None:
+        self.convolution, self.pooling, self.between = convolution, pooling, between
+        self.packs = getattr(convolution, "packs", {})
+
+    def __call__(self, x: Any, weight: Any, bias: Any, *args: Any) -> None:
+        *convolution, _, kernel_size, stride, padding, dilation, out, indices = args
+        z = np.empty(*self.between)
+        self.convolution(x, weight, bias, *convolution, z)
+        self.pooling(z, kernel_size, stride, padding, dilation, out, indices)
+
+
+def _with_indices(*args: Any) -> None:
+    """max_pool2d by the plain loops, which always write indices."""
+    *others, out, indices = args
+    plain["max_pool2d"](*others, out, indices if indices.size > 0 else np.empty(out.shape, np.int64))
+
+
+def _two_ops_of_plain_loops(x: Any, weight: Any, bias: Any, *args: Any) -> None:
+    """conv2d_max_pool2d where a weight that is not finite would meet padding."""
+    *convolution, conv_size, kernel_size, stride, padding, dilation, out, indices = args
+    z = np.empty((x.shape[0], weight.shape[0], *conv_size), x.dtype)
+    plain["conv2d"](x, weight, bias, *convolution, z)
+    _with_indices(z, kernel_size, stride, padding, dilation, out, indices)
+
+
+WINDOWS = Tiled(pooling.max_pool2d, None)
+SPREAD = {True: Tiled(pooling.spread_whole_windows, None), False: Tiled(pooling.spread_windows, None)}
+SHORT_POOLED = Tiled(fused.short_conv2d_max_pool2d, _two_ops_of_plain_loops)
+POOLED = Tiled(fused.conv2d_max_pool2d, _two_ops_of_plain_loops)
+
+CONVOLUTIONS = {
+    "conv2d": Choice(partial(choose_conv2d, False)),
+    "conv2d_relu": Choice(partial(choose_conv2d, True)),
+    "conv2d_grad_input": Choice(choose_grad_input),
+    "conv2d_grad_weight": Choice(choose_grad_weight),
+    "max_pool2d": Choice(choose_max_pool2d, leaves_out=True),
+    "max_pool2d_grad_input": Choice(choose_max_pool2d_grad_input),
+    "conv2d_max_pool2d": Choice(choose_conv2d_max_pool2d, leaves_out=True),
+}
