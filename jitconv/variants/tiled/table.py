@@ -9,6 +9,7 @@
 gradient for the input the image's channels.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -120,12 +121,10 @@ def choose_max_pool2d_grad_input(arrays: Any, constants: Any) -> Callable[..., A
 def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Callable[..., Any]:
     x, weight, bias, out, indices = arrays
     stride, padding, dilation, conv_size, *pooling = constants
-    if whole_windows(conv_size, out[0][2:], pooling):
-        if np.prod(weight[0][1:]) <= SHORT_BLOCK:
-            return SHORT_POOLED
-        groups = x[0][1] // weight[0][1]
-        if not fills_lanes(weight[0][0] // groups, weight[0][1], groups, x[1]):
-            return POOLED
+    groups = x[0][1] // weight[0][1]
+    blocks = fills_lanes(weight[0][0] // groups, weight[0][1], groups, x[1])
+    if not blocks and whole_windows(conv_size, out[0][2:], pooling):
+        return SHORT_POOLED if 0 < math.prod(weight[0][1:]) <= SHORT_BLOCK else POOLED
     z = (x[0][0], weight[0][0], *conv_size), x[1]
     convolution = choose_conv2d(False, (x, weight, bias, z), (stride, padding, dilation))
     return TwoOps(convolution, choose_max_pool2d((z, out, indices), tuple(pooling)), z)
