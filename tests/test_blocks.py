@@ -26,6 +26,20 @@ CASES = (
     conv2d("taps left out, even kernels of thin images", (17, 64, 1, 5), (64, 64, 2, 4), padding=(1, 2)),
     conv2d("taps left out, all of them", (8, 64, 2, 2), (64, 64, 2, 2), padding=1, dilation=3),
     conv2d("taps left out, not a number", (8, 64, 6, 7), (64, 64, 3, 3), padding=1, fill=sprinkled(nan, inf)),
+    conv2d(
+        "weights not numbers, which never meet padding",
+        (2, 20, 6, 7),
+        (40, 20, 3, 3),
+        padding=1,
+        fill=sprinkled(inf),
+        fill_all=True,
+    ),
+    conv2d("tiles that are not full", (2, 17, 5, 27), (40, 17, 3, 3), padding=1),
+    conv2d("tiles that are half full", (1, 20, 5, 20), (48, 20, 3, 3), padding=1, stride=(1, 2)),
+    conv2d("many terms for each channel", (1, 20, 9, 16), (24, 20, 7, 5), padding=3),
+    conv2d("groups of blocks", (2, 36, 7, 7), (72, 18, 3, 3), padding=1, groups=2, stride=2),
+    conv2d("depthwise, many channels", (2, 40, 9, 31), (40, 1, 3, 3), padding=1, groups=40, stride=(1, 2)),
+    conv2d("more weights than the second-level cache keeps", (2, 300, 5, 7), (40, 300, 3, 3), padding=1),
     conv2d("many images, many taps", (13, 6, 12, 11), (10, 6, 5, 5)),
 )
 

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 AVX2 = "+avx2,+fma,+avx,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse,+popcnt,+cx16,+mmx,+cmov,+bmi,+bmi2,+lzcnt,+f16c,+movbe"
 REGISTERS = "(test_simd or test_elementwise)"
 TILES = "test_winograd and (vectors or reach)"
+BLOCKED = "test_blocked and test_layouts and float32"
 LAYERS = "test_layers and jit-tiled and float32 and (linear or softmax) and not log"
 
 
@@ -27,10 +28,10 @@ def has(feature: str) -> bool:
         pytest.param(
             "haswell",
             AVX2,
-            f"{REGISTERS} or {TILES} or {LAYERS}",
+            f"{REGISTERS} or {TILES} or {LAYERS} or {BLOCKED}",
             marks=pytest.mark.skipif(not (has("avx2") and has("fma")), reason="the processor has no AVX2"),
         ),
-        ("generic", "", f"{REGISTERS} or {TILES}"),
+        ("generic", "", f"{REGISTERS} or {TILES} or {BLOCKED}"),
     ],
 )
 def test_kernels_compiled_for_narrow_registers(name: str, features: str, tests: str, tmp_path: Path) -> None:
@@ -40,7 +41,8 @@ def test_kernels_compiled_for_narrow_registers(name: str, features: str, tests: 
         "NUMBA_CACHE_DIR": str(tmp_path),
         "OMP_NUM_THREADS": "1",  # half as much to compile
     }
-    files = [str(HERE / f"{file}.py") for file in ("test_simd", "test_elementwise", "test_winograd", "test_layers")]
+    tested = ("test_simd", "test_elementwise", "test_winograd", "test_blocked", "test_layers")
+    files = [str(HERE / f"{each}.py") for each in tested]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests, *files],
         cwd=HERE.parent,

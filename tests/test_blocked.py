@@ -1,0 +1,110 @@
+"""Blocked convolutions as a plan calls them: images in both layouts, packed weights, and what an epilogue may do."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as T
+
+from jitconv.variants.simd import lanes_of
+from jitconv.variants.tiled import blocked
+from jitconv.variants.tiled.blocked import Epilogue
+
+ACTIVATIONS: dict[Any, Any] = {
+    None: lambda z: z,
+    "relu": T.relu,
+    "relu6": T.relu6,
+    (-0.5, 2.0): lambda z: z.clamp(-0.5, 2.0),
+    "hardswish": T.hardswish,
+    "silu": T.silu,
+}
+SHAPES = (  # input, weight, stride, padding, dilation, groups
+    ((2, 20, 9, 15), (40, 20, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 3, 17, 19), (18, 3, 7, 7), (2, 2), (3, 3), (1, 1), 1),
+    ((2, 33, 8, 7), (33, 1, 3, 3), (2, 1), (1, 1), (1, 1), 33),
+    ((1, 32, 6, 7), (64, 16, 1, 2), (1, 2), (0, 2), (1, 3), 2),
+    ((2, 40, 5, 9), (16, 40, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+)
+
+
+def to_blocked(x: np.ndarray) -> np.ndarray:
+    (N, C, H, W), lanes = x.shape, lanes_of(x.dtype)
+    blocks = -(-C // lanes)
+    full = np.zeros((N, blocks * lanes, H, W), x.dtype)
+    full[:, :C] = x
+    return np.ascontiguousarray(full.reshape(N, blocks, lanes, H, W).transpose(0, 1, 3, 4, 2))
+
+
+def from_blocked(x: np.ndarray, C: int) -> np.ndarray:
+    N, blocks, H, W, lanes = x.shape
+    return x.transpose(0, 1, 4, 2, 3).reshape(N, blocks * lanes, H, W)[:, :C]
+
+
+def normal(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(dtype)
+
+
+def convolved(shape: Any, layouts: tuple[str, str], epilogue: Epilogue, dtype: str = "float32") -> Any:
+    """What the kernel gives and what torch does, both (N, C, H, W), and the sum of magnitudes behind each number."""
+    x_shape, w_shape, *geometry, groups = shape
+    x, w, b = normal(*x_shape, dtype=dtype), normal(*w_shape, dtype=dtype), normal(w_shape[0], dtype=dtype)
+    wide = [torch.from_numpy(array).double() for array in (x, w, b)]
+    z = T.conv2d(*wide, *geometry, groups)
+    size = T.conv2d(*(array.abs() for array in wide), *geometry, groups)
+    rest = normal(*z.shape, 1, dtype=dtype)[..., 0] if epilogue.residual else None
+    if rest is not None:
+        z, size = z + torch.from_numpy(rest), size + torch.from_numpy(rest).abs()
+    kernel = blocked.bind(x_shape, w_shape, dtype, *geometry, groups, *layouts, epilogue)
+    out = np.full(z.shape, np.nan, dtype)
+    if layouts[0] == "blocked":
+        x = to_blocked(x)
+    if layouts[1] == "blocked":
+        out, rest = to_blocked(out), None if rest is None else to_blocked(rest)
+    kernel(x, kernel.pack(w), b, rest, out)
+    found = from_blocked(out, w_shape[0]) if layouts[1] == "blocked" else out
+    return found, ACTIVATIONS[epilogue.activation](z).numpy(), size.numpy()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("layouts", [("nchw", "blocked"), ("blocked", "nchw"), ("blocked", "blocked")], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layouts(shape: Any, layouts: tuple[str, str], threads: int, dtype: str) -> None:
+    torch.set_num_threads(threads)
+    found, expected, size = convolved(shape, layouts, Epilogue(), dtype)
+    assert (np.abs(found - expected) <= 4 * np.finfo(dtype).eps * size).all()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "blocked"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_epilogues(activation: Any, layout: str, residual: bool) -> None:
+    found, expected, size = convolved(SHAPES[0], (layout, layout), Epilogue(activation, residual))
+    assert (np.abs(found - expected) <= 6 * np.finfo("float32").eps * (1 + size)).all()
+
+
+def test_weights_are_packed_alike_for_any_batch() -> None:
+    (N, *image), weight, *geometry, groups = SHAPES[0]
+    packs = [
+        blocked.bind((n, *image), weight, "float32", *geometry, groups, "nchw", "nchw", Epilogue()).pack for n in (N, 5)
+    ]
+    assert packs[0] == packs[1]
+    assert len(set(packs)) == 1
+
+
+def test_numbers_outside_the_channels_are_not_read() -> None:
+    x_shape, w_shape, *geometry, groups = SHAPES[0]
+    x, w, b = to_blocked(normal(*x_shape)), normal(*w_shape), normal(w_shape[0])
+    kernel = blocked.bind(x_shape, w_shape, "float32", *geometry, groups, "blocked", "nchw", Epilogue())
+    outs = []
+    for rest in (0, np.nan):
+        x[:, -1, :, :, x_shape[1] % lanes_of(np.float32) :] = rest
+        outs.append(np.empty((x_shape[0], w_shape[0], *x_shape[2:]), np.float32))
+        kernel(x, kernel.pack(w), b, None, outs[-1])
+    np.testing.assert_array_equal(*outs)
+
+
+def test_groups_that_are_no_whole_blocks_have_no_blocked_layout() -> None:
+    with pytest.raises(ValueError, match="groups of 5 and 20 channels are no whole blocks"):
+        blocked.bind((1, 10, 8, 8), (40, 5, 3, 3), "float32", (1, 1), (1, 1), (1, 1), 2, "blocked", "nchw", Epilogue())
