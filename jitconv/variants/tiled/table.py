@@ -39,14 +39,15 @@ def fills_lanes(channels: int, others: int, groups: int, dtype: Any) -> bool:
 
 
 class Blocked:
-    """A blocked convolution as a kernel of conv2d, or of its gradient for the input."""
+    """A blocked convolution as a kernel of conv2d, or of its gradient for the input; a weight may come unpacked."""
 
     def __init__(self, convolution: Convolution, zeros: int | None = None) -> None:
         self.convolution = convolution
         self.packs = {1: convolution.pack}
         self.bias = None if zeros is None else np.zeros(zeros, convolution.dtype)
 
-    def __call__(self, x: Any, packed: Any, *args: Any) -> None:
+    def __call__(self, x: Any, weight: Any, *args: Any) -> None:
+        packed = weight if weight.ndim == 1 else self.packs[1](weight)
         bias = args[0] if self.bias is None else self.bias
         self.convolution(x, packed, bias, None, args[-1])
 
