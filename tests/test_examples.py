@@ -1,10 +1,15 @@
 """The examples do what they say, at sizes that take seconds."""
 
 import runpy
+import subprocess
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jitconv.plan import backend
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -33,9 +38,37 @@ def test_a_wrong_variant_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "images: forward" in names["main"]()
 
 
+def test_a_loop_over_images_becomes_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert example("plan_loop.py")["main"](images=20) < 1e-5
+    assert "conv2d + max_pool2d" in capsys.readouterr().out
+
+
+def test_threads_of_a_server_share_a_plan() -> None:
+    assert example("plan_server.py")["main"](images=100) == 1.0
+
+
+def test_compiled_training_learns() -> None:
+    backend.register()
+    assert example("compile_training.py")["main"](images=1920) > 0.6
+
+
+@pytest.mark.skipif(
+    "jitconv" not in {entry.name for entry in entry_points(group="torch_dynamo_backends")},
+    reason="this installation is older than the backend: pip install -e . again",
+)
+def test_compiled_networks_train_in_two_processes() -> None:
+    code = "from compile_ddp import main; print(main(steps=3))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, timeout=300)
+    assert result.stdout.strip() == "0.0", result.stderr
+
+
 def test_every_example_is_run() -> None:
     assert sorted(path.name for path in EXAMPLES.iterdir() if path.suffix == ".py") == [
+        "compile_ddp.py",
+        "compile_training.py",
         "convert.py",
+        "plan_loop.py",
+        "plan_server.py",
         "train.py",
         "variant.py",
     ]
