@@ -65,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             and (row.threads == config.stash[LANE] or row.device != "cpu")
             and (not wanted or row.name in wanted)
             and row.name not in done
-            and not (row.interpreted and config.getoption("--pass-number") > 0)  # seconds a call, and steady
+            and (wanted or row.again_in(config.getoption("--pass-number"), config.getoption("--suite") == "full"))
         ]
         metafunc.parametrize("row", rows, ids=[row.name for row in rows])
 

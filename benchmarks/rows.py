@@ -19,6 +19,7 @@ ALL_CORES = int(os.environ.get("BENCHMARK_CORES", machine.cores()))  # of the ma
 LANES = tuple(sorted({1, ALL_CORES}))  # one core is the primary lane: the one that other programs disturb least
 PLAN = "jitconv plan"  # the variant of rows in which a whole network is one call
 TABLES = ("machine", "layers", "network", "products", "resnet", "models", "overhead", "scaling", "compiling")
+ONCE = ("machine", "products", "overhead", "scaling", "batches", "compiling")  # groups, in a quick study
 ENGINES = ("jitconv", "torch.compile", "onnxruntime", "openvino", "jax")  # each is measured in processes of its own
 
 
@@ -53,6 +54,13 @@ class Row:
     def interpreted(self) -> bool:
         """Plain Python: nothing to compile, and so slow that it is timed once."""
         return self.variant.startswith("interpreted")
+
+    def again_in(self, number: int, full: bool) -> bool:
+        """Whether pass `number` measures it: the first measures all, and the others what the answer rests on.
+
+        A quick study has no time for more. Interpreted rows take seconds a call, and are steady.
+        """
+        return number == 0 or not (self.interpreted or (not full and self.group in ONCE))
 
     @property
     def engine(self) -> str:

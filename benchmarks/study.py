@@ -6,6 +6,7 @@ done, writes the page from it, and the same command goes on from there; a finish
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -26,6 +27,7 @@ from jitconv import machine
 
 ROOT = Path(__file__).parent.parent
 PASSES = {"quick": 2, "full": 5}
+MINUTES = {"quick": 11.0, "full": None}  # of measuring, after which further passes end
 TRAININGS = ("torch", "jit-tiled", "vector --epochs 1", "jit-parallel --epochs 1", "interpreted --epochs 1 --limit 1")
 LINE_EVERY = 15  # seconds, where there is no terminal
 INTERRUPTED = 130
@@ -44,6 +46,7 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
     counts: bool = False  # rows are counted from its output
     may_fail: bool = False  # a wrong row ends pytest with 1, and is a gap of the report
+    may_wait: bool = False  # a further pass: left out, or cut short, when the time for measuring is spent
 
 
 @dataclass
@@ -89,8 +92,11 @@ class Study:
         for number in range(self.passes):
             lots = [(engine, threads) for engine in engines for threads in LANES]
             for engine, threads in random.Random(number).sample(lots, len(lots)):
-                names = {row.name for row in rows if row.engine == engine and row.threads == threads}
-                names -= {row.name for row in rows if row.interpreted} if number else set()
+                names = {
+                    row.name
+                    for row in rows
+                    if row.engine == engine and row.threads == threads and row.again_in(number, self.suite == "full")
+                }
                 earlier = sorted(self.folder.glob(f"pass{number}-{engine}-{threads}-*.json"))
                 left = names - _names_in(earlier)
                 if not left:
@@ -102,7 +108,8 @@ class Study:
                 command += [f"--done={each}" for each in earlier] + (["-k", self.only] if self.only else [])
                 yield Step(
                     f"pass {number + 1} of {self.passes}: {engine}, {threads} core{'s' * (threads > 1)}",
-                    command, file.with_suffix(".txt"), len(left), file.exists, self._environment(threads), True, True,
+                    command, file.with_suffix(".txt"), len(left), file.exists, self._environment(threads),
+                    counts=True, may_fail=True, may_wait=number > 0,
                 )  # fmt: skip
 
     def _environment(self, threads: int) -> dict[str, str]:
@@ -181,8 +188,11 @@ class Display:
             )
 
 
-def run(step: Step, display: Display) -> None:
-    """Run a step, its output to its log, and count the rows that it finishes; KeyboardInterrupt waits for its end."""
+def run(step: Step, display: Display, until: float = math.inf) -> None:
+    """Run a step, its output to its log, and count the rows that it finishes; KeyboardInterrupt waits for its end.
+
+    until: when a step that may wait is told to end, on the monotonic clock; it keeps what it has.
+    """
     display.begin(step.name)
     step.log.parent.mkdir(parents=True, exist_ok=True)
     before, counted, read = display.done, 0, 0
@@ -198,6 +208,9 @@ def run(step: Step, display: Display) -> None:
                     counted = min(step.work, len(FINISHED.findall(text)))
                     display.advance(before + counted - display.done)
                 display.tick()
+                if step.may_wait and time.monotonic() > until:
+                    process.send_signal(signal.SIGINT)
+                    process.wait()
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             try:
@@ -217,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("--suite", choices=tuple(PASSES), default="quick")
     parser.add_argument("--passes", type=int, help="fresh processes for each engine and lane (quick: 2, full: 5)")
+    parser.add_argument("--minutes", type=float, help="of measuring, after which passes but the first end (quick: 11)")
     parser.add_argument("--peers", action="store_true", help="measure ONNX Runtime, OpenVINO and JAX too")
     parser.add_argument("--results", type=Path, default=Path("runs/results"))
     parser.add_argument("--page", type=Path, default=Path("report/index.html"))
@@ -226,13 +240,17 @@ def main(arguments: list[str] | None = None) -> int:
     study = Study(
         options.suite, options.passes or PASSES[options.suite], options.peers, options.folder.resolve(), options.only
     )
+    minutes = options.minutes or MINUTES[options.suite]
     _begin(study)
     display = Display(sum(step.work for step in study.steps() if not step.done()))
     try:
         with display.bar:
+            until = math.inf
             for step in study.steps():
-                if not step.done():
-                    run(step, display)
+                if step.counts and until == math.inf and minutes is not None:
+                    until = time.monotonic() + 60 * minutes
+                if not step.done() and not (step.may_wait and time.monotonic() > until):
+                    run(step, display, until)
                     step.done()
     except KeyboardInterrupt:
         _write(study, options.results, options.page)

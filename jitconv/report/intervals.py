@@ -48,7 +48,8 @@ def interval(
 
     Rounds are drawn again within each pass. Passes are too few to be drawn again: their effect is drawn from a t
     distribution whose variance is the passes' own, shrunk to `spread`, that of the run (see between_passes). The
-    passes of `against` pair up with these. With one pass the interval is of its rounds alone.
+    passes of `against` pair up with these. One pass has the run's spread; in a run of one pass the interval is
+    of rounds alone.
     """
     at = middle(passes)
     if against is not None:
@@ -63,9 +64,10 @@ def interval(
         spread = 2 * spread
     count = len(draws)
     drawn = draws.mean(axis=0)
-    if count > 1:
+    if count > 1 or spread > 0:
         freedom = RUN_COUNTS_AS + count - 1
-        variance = (RUN_COUNTS_AS * spread + (count - 1) * max(0.0, _between(draws))) / freedom
+        own = max(0.0, _between(draws)) if count > 1 else 0.0
+        variance = (RUN_COUNTS_AS * spread + (count - 1) * own) / freedom
         chance = np.random.default_rng(2)
         drawn = drawn + chance.standard_t(freedom, RESAMPLES) * np.sqrt(variance / count)
     tail = (100 - coverage) / 2
