@@ -18,8 +18,8 @@ variants.add(replace(variants.get("interpreted"), name="interpreted-numpy", devi
 ALL_CORES = int(os.environ.get("BENCHMARK_CORES", machine.cores()))  # of the machine; this process may have fewer
 LANES = tuple(sorted({1, ALL_CORES}))  # one core is the primary lane: the one that other programs disturb least
 PLAN = "jitconv plan"  # the variant of rows in which a whole network is one call
-TABLES = ("machine", "layers", "network", "products", "resnet", "models", "overhead", "scaling", "compiling")
-ONCE = ("machine", "products", "overhead", "scaling", "batches", "compiling")  # groups, in a quick study
+TABLES = ("machine", "layers", "network", "products", "resnet", "models", "overhead", "scaling", "compiling", "ladder")
+ONCE = ("machine", "products", "overhead", "scaling", "batches", "compiling", "ladder")  # groups, in a quick study
 ENGINES = ("jitconv", "torch.compile", "onnxruntime", "openvino", "jax")  # each is measured in processes of its own
 
 

@@ -1,0 +1,260 @@
+"""Writes ladder.md and its pictures: `python docs/make_ladder.py`; with --measure it first runs every rung.
+
+Code comes from examples/ladder, numbers from ladder.json; tests/test_ladder.py checks that the page is current.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+RUNGS = DOCS.parent / "examples" / "ladder"
+RESULTS = DOCS / "ladder.json"
+sys.path[:0] = [str(RUNGS), str(DOCS.parent)]
+
+# rung: (title, the problem, what the machine code shows, the first and the last line of the code that is shown)
+STEPS = {
+    "1_interpreted": (
+        "The equation, interpreted",
+        "A convolution is a sum over channels and taps for every output. Python takes each multiply-add as a dozen "
+        "calls: find the types, find the methods, make objects for the results.",
+        "There is no machine code of ours: the processor runs the interpreter.",
+        ("for n in", "out["),
+    ),
+    "2_compiled": (
+        "Compiled",
+        "Nothing about the loops says that they need an interpreter. Numba knows the types, so an index becomes an "
+        "addition and a product one instruction.",
+        "One scalar multiply-add a turn of the loop, each waiting for the one before: nothing is vectorised.",
+        ("conv2d = njit", "conv2d = njit"),
+    ),
+    "3_rows": (
+        "Loops reordered: a row inside",
+        "A sum is a chain, and a processor that could start many additions does one at a time. Neighbouring outputs do "
+        "not depend on each other: if they are innermost, a register of them is computed at once.",
+        "The loop over columns is vectorised, but every multiply-add also loads and stores the outputs.",
+        ("for c in", "outputs[col]"),
+    ),
+    "4_taps": (
+        "The taps of a line at once",
+        "Each tap read the row of outputs and wrote it back. Written out side by side, the taps of one line of the "
+        "filter share one load and one store.",
+        "Several multiply-adds for each store. The compiler would not have fused the loops by itself.",
+        ("w0, w1, w2, w3, w4", "outputs[col]"),
+    ),
+    "5_sizes": (
+        "Told its sizes",
+        "A loop of unknown length can neither be unrolled nor kept in registers. The equation's own loops, with sizes "
+        "as constants, are all that the compiler needs, as long as the taps are few.",
+        "All taps of one channel are unrolled, each a multiply-add that loads its pixels. With many channels the sum "
+        "stays a loop, and the compiler vectorises the wrong one.",
+        ("def told", "out["),
+    ),
+    "6_registers": (
+        "Sums in registers",
+        "With many channels the compiler unrolled short loops before it looked for vectors, and then found none. "
+        "Vectorised first and unrolled then, a row of sums is a handful of registers.",
+        "Multiply-adds that load one factor each; stores only where a channel is done. This is jit-static.",
+        ("def conv2d", ")"),
+    ),
+    "7_tile": (
+        "A register tile on explicit vectors",
+        "Each load still serves a single multiply-add, and a core starts as many loads as multiply-adds at best. "
+        "A tile of filters by pixels uses every loaded value several times.",
+        "Fewer loads than multiply-adds. The compiler does not find this by itself: vectors are written out.",
+        ("tile = zeros", "store("),
+    ),
+    "8_shifts": (
+        "Shifted copies instead of columns",
+        "Lines that are wider than the output leave holes in tiles. Copied once for each column of taps, in lines as "
+        "wide as the output, pixels fill tiles, and other rows of taps are offsets.",
+        "The product's loop of jit-tiled, with broadcasts from weights that are never packed.",
+        ("def conv2d", "return"),
+    ),
+    "9_blocked": (
+        "Blocked channels",
+        "With many channels and small images the lanes are better filled by channels: every image width fits, and "
+        "nothing is copied or shifted.",
+        "One load of weights serves many pixels, each a broadcast inside its multiply-add.",
+        ("kernel = bind", "kernel(blocked"),
+    ),
+    "10_pooling": (
+        "Pooling in registers",
+        "The convolution's result is the largest array of the network, written by one layer and read once by the "
+        "next. A tile that holds whole windows keeps only their maxima.",
+        "Three comparisons of registers for each four outputs; a quarter of the stores.",
+        ("size =", "get("),
+    ),
+    "11_winograd": (
+        "Winograd",
+        "What is left are the equation's multiplications. Transformed tiles of pixels and filters need fewer of them, "
+        "and lose some precision: it has a bound of its own, and has to be asked for.",
+        "The products run as any others; the transforms are additions of registers. Flops are counted as the "
+        "equation has them, so the share can exceed one.",
+        ("kernel = get", "kernel(x"),
+    ),
+}
+NAMES = {"digits": "1→20", "pooled": "1→20 and pooling", "resnet": "64→64"}
+HEAD = "| step | layer | ms | GFLOP/s | share of peak | times the step before |\n|---|---|---|---|---|---|"
+LOOP = "| vector multiply-adds | loads | stores |\n|---|---|---|"
+START = """# The ladder
+
+From the equation, interpreted, to what the best libraries reach, one step at a time, on two layers: the convolution of
+the digits, from one channel to many filters, and one from the middle of a ResNet, from many channels to as many. Every
+step is a file of [examples/ladder](../examples/ladder) that runs alone, and says what was in the way and what changes.
+
+All numbers are from one run on one core, written by [make_ladder.py](make_ladder.py) from [ladder.json](ladder.json).
+The peak is what multiply-adds on numbers in registers reach on that core. Before a step is timed its result is compared
+with torch's in double precision. The first step computes one image; its time is scaled up. Counts of instructions are
+of the innermost loop with most vector multiply-adds, from the machine code; loads inside a multiply-add count too.
+The sources of the package itself are counted by `python -m benchmarks.instructions`.
+
+[kernels.md](kernels.md) goes on: how the package's own kernels do it, gradients, other layers and GPUs included."""
+LEARNED = """## What we learned
+
+- **The compiler alone** removes the interpreter, unrolls what it knows the length of, and vectorises an innermost loop.
+
+- **It gives up** on sharing loads between filters, on outer loops, and on short loops that were unrolled too early.
+
+- **Which step matters depends on the layer**: sizes are enough for a single channel, and for many channels hurt until
+  the sums stay in registers. There the register tile and the layout decide, and then Winograd.
+
+- **What did not work**: sums of several filters in one array on the stack are not split into registers, so filters
+  share loads only with explicit vectors. Testing each pixel for the padding inside the row keeps it off registers.
+  Without sizes the row's sums stay in memory, and the gradients become slower than one output at a time.
+
+- **Dropped by measurement**: packed weights, wider tiles, and columns written out (im2col).
+"""
+
+
+PICTURES = {  # (rows, columns) of the pixels read and of the outputs written at a time, and how many planes of each
+    "1_interpreted": ((2, 3), (3, 4), (1, 2), (2, 3), 1, 1),
+    "2_compiled": ((2, 3), (3, 4), (1, 2), (2, 3), 1, 1),
+    "3_rows": ((2, 3), (1, 7), (1, 2), (0, 6), 1, 1),
+    "4_taps": ((2, 3), (0, 8), (1, 2), (0, 6), 1, 1),
+    "5_sizes": ((1, 4), (0, 8), (1, 2), (0, 6), 1, 1),
+    "6_registers": ((1, 4), (0, 8), (1, 2), (0, 6), 3, 1),
+    "7_tile": ((2, 3), (1, 7), (1, 2), (0, 6), 1, 4),
+    "8_shifts": ((0, 8), (1, 7), (0, 6), (0, 6), 3, 4),
+    "9_blocked": ((1, 4), (2, 5), (1, 2), (1, 5), 4, 4),
+    "10_pooling": ((0, 4), (0, 8), (0, 2), (0, 6), 1, 4),
+    "11_winograd": ((1, 5), (1, 5), (1, 3), (1, 3), 4, 4),
+}
+CELL, GAP = 14, 5
+
+
+def picture(stem):
+    """An SVG: what a step reads of the pixels (left) and what it computes of the outputs (right) at a time."""
+    rows, columns, out_rows, out_columns, inputs, outputs = PICTURES[stem]
+    left, right = (
+        _planes(0, 8, inputs, rows, columns, "#2a78c2"),
+        _planes(200, 6, outputs, out_rows, out_columns, "#d9822b"),
+    )
+    names = '<text x="0" y="158">pixels read</text><text x="200" y="158">outputs computed at a time</text>'
+    style = "font-family:sans-serif;font-size:12px"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 -2 390 166" style="{style}">{left}{right}{names}</svg>\n'
+    )
+
+
+def _planes(x, side, count, rows, columns, color):
+    cells = []
+    for plane in reversed(range(count)):
+        for row in range(side):
+            for column in range(side):
+                used = rows[0] <= row < rows[1] and columns[0] <= column < columns[1]
+                place = f'x="{x + plane * GAP + column * CELL}" y="{plane * GAP + row * CELL}"'
+                fill = color if used else "#f4f4f4"
+                cells.append(
+                    f'<rect {place} width="{CELL}" height="{CELL}" fill="{fill}" stroke="#999" stroke-width=".5"/>'
+                )
+    return "".join(cells)
+
+
+def excerpt(stem, first, last):
+    """The lines of a rung from the first that begins with `first` to the next that begins with `last`."""
+    lines = (RUNGS / f"{stem}.py").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
+    stop = next(
+        i for i in range(start, len(lines)) if lines[i].strip().startswith(last) and (i > start or first == last)
+    )
+    shown = lines[start : stop + 1]
+    margin = min(len(line) - len(line.lstrip()) for line in shown if line)
+    return "\n".join(line[margin:] for line in shown)
+
+
+def row_of(name, layer, found, peak, before):
+    rate = found["flops"] / found["seconds"]
+    factor = f"{before / found['seconds']:.3g}" if before else ""
+    return f"| {name} | {layer} | {found['seconds'] * 1e3:.3g} | {rate / 1e9:.3g} | {rate / peak:.1%} | {factor} |"
+
+
+def render():
+    """The whole page."""
+    results = json.loads(RESULTS.read_text())
+    last: dict[str, tuple[str, dict]] = {}
+    table, steps = [HEAD], []
+    for stem, (title, problem, code, span) in STEPS.items():
+        own = []
+        for layer, found in results["rungs"][stem].items():
+            known = last.get(layer)
+            row = row_of(title, NAMES[layer], found, results["peak"], known and known[1]["seconds"])
+            table.append(row)
+            own += [row_of(known[0], NAMES[layer], known[1], results["peak"], None), row] if known else [row]
+            last[layer] = title, found
+        loops = [found["loop"] for found in results["rungs"][stem].values() if found.get("loop")]
+        counts = [LOOP] + [f"| {l['multiply_adds']} | {l['loads']} | {l['stores']} |" for l in loops] if loops else []
+        text = [f"## {title}", f"![{title}](ladder/{stem}.svg)", problem]
+        text += [f"```python\n{excerpt(stem, *span)}\n```", f"**The machine code.** {code}"]
+        text += ["\n".join(counts)] if counts else []
+        steps.append("\n\n".join([*text, "\n".join([HEAD, *own]), f"Run it: `python examples/ladder/{stem}.py`"]))
+    return "\n\n".join([START, "\n".join(table), *steps, LEARNED])
+
+
+def measure():
+    import rung
+
+    from benchmarks.instructions import innermost
+
+    found = {"peak": rung.peak(), "rungs": {}}
+    for file in rung.rungs():
+        module = rung.load(file)
+        for layer in module.LAYERS:
+            row = found["rungs"].setdefault(file.stem, {})[layer] = rung.measure(module, layer)
+            function = compiled(file.stem, module, rung.arrays(layer))
+            if function is not None:
+                loops = [loop for code in function.inspect_asm().values() for loop in innermost(code)]
+                best = max(loops, default=None, key=lambda loop: loop.multiply_adds)
+                if best is not None:
+                    counts = {"multiply_adds": best.multiply_adds, "loads": best.loads + best.broadcasts}
+                    row["loop"] = counts | {"stores": best.stores}
+            print(file.stem, layer, row, flush=True)
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compiled(stem, module, arrays):
+    """The function whose machine code is a rung's, compiled for these arrays; None where it is the package's own."""
+    if stem in ("2_compiled", "3_rows", "4_taps"):
+        return module.conv2d
+    if stem == "7_tile":
+        return module.tiles
+    x, weight, _, out = arrays
+    if stem == "5_sizes":
+        return module.told(*out.shape[:2], weight.shape[1], *out.shape[2:], weight.shape[3])
+    if stem == "6_registers":
+        from jitconv.variants import static
+        from jitconv.variants.workers import ALONE
+
+        function = static.compile_for("conv2d", [(a.shape, a.dtype) for a in arrays], module.ONCE, cache=False)
+        function(ALONE, 1, *arrays)
+        return function
+    return None
+
+
+if __name__ == "__main__":
+    if "--measure" in sys.argv:
+        measure()
+    (DOCS / "ladder").mkdir(exist_ok=True)
+    for stem in STEPS:
+        (DOCS / "ladder" / f"{stem}.svg").write_text(picture(stem))
+    (DOCS / "ladder.md").write_text(render())
