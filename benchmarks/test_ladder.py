@@ -1,5 +1,6 @@
 """The ladder of examples/ladder, a row for each rung and layer, from the equation interpreted to Winograd."""
 
+import importlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,7 @@ FOLDER = Path(__file__).parent.parent / "examples" / "ladder"
 def _rung() -> Any:
     if str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
-    import rung
-
-    return rung
+    return importlib.import_module("rung")
 
 
 def rows(full: bool) -> list[Row]:
