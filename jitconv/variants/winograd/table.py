@@ -16,7 +16,7 @@ Pair = tuple[int, int]
 DIRECT_OUTPUT = 9
 TILE = {2: 16 * 1.15, 4: 36 * 1.2}
 FILTER = {2: 16 * 30, 4: 36 * 30}
-FEW = 16  # channels or filters of a group, up to which the transforms cost more than they save
+FEW = 16  # channels or filters of a group, below which the transforms cost more than they save
 BLOCK_TILES, BLOCK_BYTES = 56, 5 << 18  # tiles computed at once, and their transformed pixels, at most
 
 
@@ -48,7 +48,7 @@ def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, chan
 
     changing: whether the filters are transformed at each call.
     """
-    if weight[2:] != (3, 3) or (*stride, *dilation) != (1, 1, 1, 1) or min(geometry.C, geometry.K) <= FEW:
+    if weight[2:] != (3, 3) or (*stride, *dilation) != (1, 1, 1, 1) or min(geometry.C, geometry.K) < FEW:
         return None
     costs = {m: geometry.N * math.prod(geometry.tiles(m)) * TILE[m] + changing * FILTER[m] for m in POINTS}
     best = min(costs, key=lambda m: costs[m])
