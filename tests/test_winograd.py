@@ -11,17 +11,17 @@ import jitconv
 from jitconv import adversary, functional, variants
 from jitconv.cases import CASES, normal
 from jitconv.variants.simd import lanes_of
-from jitconv.variants.winograd import Bound, Convolution, bounds, pack_for
+from jitconv.variants.winograd import Bound, bounds, pack_for
 from jitconv.variants.winograd.table import BLOCK_BYTES, BLOCK_TILES, Geometry, blocking, method
 from jitconv.variants.winograd.transforms import POINTS, input_tile, matrices, output_tile, weight_tile
 from jitconv.verify import Expected
 
 NAME, DTYPES = "jit-winograd", ["float32", "float64"]
-CONV2D: Convolution = variants.get(NAME).ops["conv2d"]  # type: ignore[assignment]
+CONV2D: Any = variants.get(NAME).ops["conv2d"]
 
 
 def bound_to(x: tuple[int, ...], w: tuple[int, ...], out: tuple[int, ...], padding: Any = (1, 1)) -> Any:
-    arrays = [(shape, np.dtype("float32")) for shape in (x, w, w[:1], out)]
+    arrays = tuple((shape, np.dtype("float32")) for shape in (x, w, w[:1], out))
     return CONV2D.bind(arrays, ((1, 1), padding, (1, 1)))
 
 
@@ -200,6 +200,19 @@ def test_relu_in_the_same_pass() -> None:
     ops["conv2d"](x, w, b, *constants, one)
     ops["conv2d_relu"](x, w, b, *constants, both)
     np.testing.assert_array_equal(both, np.where(one < 0, 0, one))
+
+
+def test_pooling_after_it() -> None:
+    x, w, b = normal_arrays((2, 20, 11, 12), (20, 20, 3, 3), (20,))
+    z, out, indices = (
+        np.empty((2, 20, 11, 12), "float32"),
+        np.empty((2, 20, 5, 6), "float32"),
+        np.empty((2, 20, 5, 6), int),
+    )
+    ops, constants, pooling = variants.get(NAME).ops, ((1, 1), (1, 1), (1, 1)), ((2, 2), (2, 2), (0, 0), (1, 1))
+    ops["conv2d_max_pool2d"](x, w, b, *constants, (11, 12), *pooling, out, indices)
+    ops["conv2d"](x, w, b, *constants, z)
+    np.testing.assert_array_equal(out, z[:, :, :10].reshape(2, 20, 5, 2, 6, 2).max((3, 5)))
 
 
 def normal_arrays(*shapes: tuple[int, ...]) -> list[np.ndarray]:

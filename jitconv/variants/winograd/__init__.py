@@ -6,7 +6,6 @@ other ops, are jit-tiled's. The error has a bound of its own (bounds.py), so thi
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from jitconv.variants import Variant, get
 from jitconv.variants.compiling import njit
 from jitconv.variants.simd import NR_VECTORS, lanes_of
 from jitconv.variants.threads import Kernel
+from jitconv.variants.tiled.kernel import Choice
+from jitconv.variants.tiled.table import TwoOps, choose_max_pool2d
 from jitconv.variants.winograd import bounds, kernels
 from jitconv.variants.winograd.kernels import LINE, SKEW, TAPS, Filters
 from jitconv.variants.winograd.table import Geometry, Shape, blocking, geometry_of, method
@@ -26,6 +27,8 @@ def _aligned(count: int, dtype: np.dtype[Any]) -> np.ndarray:
     skip = -room.ctypes.data % LINE // dtype.itemsize
     return room[skip : skip + count]
 
+
+RECTIFIED, TRANSPOSED = ("conv2d_relu",), ("conv2d_grad_input",)  # what these ops do beside conv2d
 
 _pack, _convolve = Kernel(njit(kernels.pack)), Kernel(njit(kernels.conv2d))
 
@@ -61,19 +64,19 @@ pack_for = functools.cache(Pack)  # one function for one way to pack: whoever ca
 
 
 class Bound:
-    """A convolution bound to its shapes: called as the op is, with packed weight."""
+    """A convolution bound to its shapes: a kernel of its op, whose weight may come packed or not."""
 
-    def __init__(self, run: "Convolution", plain: Any, m: int, geometry: Geometry, weight: Shape, dtype: Any) -> None:
-        self.plain, self.weight, self.transposed = plain, weight, run.transposed
-        self.pack = pack_for(m, geometry.groups, run.transposed)
+    def __init__(self, op: str, plain: Any, m: int, geometry: Geometry, weight: Shape, dtype: Any) -> None:
+        self.plain, self.weight, self.transposed = plain, weight, op in TRANSPOSED
+        self.pack = pack_for(m, geometry.groups, self.transposed)
         self.packs = {1: self.pack}
-        limits = dtype.type(0 if run.relu else -np.inf), dtype.type(np.inf)
+        limits = dtype.type(0 if op in RECTIFIED else -np.inf), dtype.type(np.inf)
         self.options = POINTS[m], blocking(geometry, m, dtype), limits
         self.no_bias = np.zeros(geometry.K * geometry.groups, dtype)
 
-    def __call__(self, x: np.ndarray, packed: np.ndarray, *args: Any) -> None:
+    def __call__(self, x: np.ndarray, weight: np.ndarray, *args: Any) -> None:
         *bias, _, padding, _, out = args
-        size = math.prod(self.weight)
+        packed, size = weight if weight.ndim == 1 else self.pack(weight), math.prod(self.weight)
         numbers = packed[packed.size - size :]
         if packed.size == size:
             self.plain(x, numbers.reshape(self.weight), *args)
@@ -83,42 +86,29 @@ class Bound:
         _convolve(*self.options, x, packed, filters, bias[0] if bias else self.no_bias, corner, out)
 
 
-class Convolution:
-    """conv2d, conv2d_relu or conv2d_grad_input: by Winograd where that is `chosen`, else the plain kernel."""
-
-    def __init__(self, plain: Callable[..., Any], transposed: bool = False, relu: bool = False) -> None:
-        self.plain, self.transposed, self.relu = plain, transposed, relu
-
-    def bind(self, arrays: Sequence[tuple[Shape, Any]], constants: Sequence[Any]) -> Any:
-        """The kernel for arrays of these shapes and dtypes, inputs and then outs, and the op's constants."""
-        (x, dtype), (weight, _), (out, _) = arrays[0], arrays[1], arrays[-1]
-        stride, _, dilation = constants
-        plain = self.plain.bind(arrays, constants) if hasattr(self.plain, "bind") else self.plain
-        geometry = geometry_of(x, weight, out, self.transposed)
-        m = method(geometry, weight, stride, dilation, self.transposed)
-        if m is None:
-            return plain
-        return Bound(self, plain, m, geometry, weight, np.dtype(dtype))
-
-    def __call__(self, *args: Any) -> None:
-        tensors = 2 if self.transposed else 3
-        arrays = [(array.shape, array.dtype) for array in (*args[:tensors], args[-1])]
-        bound = self.bind(arrays, args[tensors:-1])
-        x, weight, *rest = args
-        bound(x, bound.packs[1](weight) if isinstance(bound, Bound) else weight, *rest)
+def choose(op: str, arrays: Any, constants: Any) -> Any:
+    """The kernel of conv2d, conv2d_relu or conv2d_grad_input for these arrays: by tiles, or jit-tiled's."""
+    (x, dtype), (weight, _), *_, (out, _) = arrays
+    stride, _, dilation = constants
+    plain, transposed = _base[op].bind(arrays, constants), op in TRANSPOSED
+    geometry = geometry_of(x, weight, out, transposed)
+    m = method(geometry, weight, stride, dilation, transposed)
+    return plain if m is None else Bound(op, plain, m, geometry, weight, np.dtype(dtype))
 
 
-_base = get("jit-tiled").ops
-VARIANTS = (
-    Variant(
-        "jit-winograd",
-        "cpu",
-        {
-            **_base,
-            "conv2d": Convolution(_base["conv2d"]),
-            "conv2d_relu": Convolution(_base["conv2d_relu"], relu=True),
-            "conv2d_grad_input": Convolution(_base["conv2d_grad_input"], transposed=True),
-        },
-        bounds={"conv2d": bounds.conv2d, "conv2d_grad_input": bounds.conv2d_grad_input},
-    ),
-)
+def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Any:
+    """conv2d_max_pool2d as two ops where the first goes by tiles, else jit-tiled's kernel."""
+    x, weight, bias, out, indices = arrays
+    stride, padding, dilation, size, *pooling = constants
+    z = (x[0][0], weight[0][0], *size), x[1]
+    convolution = choose("conv2d", (x, weight, bias, z), (stride, padding, dilation))
+    if isinstance(convolution, Bound):
+        return TwoOps(convolution, choose_max_pool2d((z, out, indices), tuple(pooling)), z)
+    return _base["conv2d_max_pool2d"].bind(arrays, constants)
+
+
+_base: Any = get("jit-tiled").ops
+_ops = {op: Choice(functools.partial(choose, op)) for op in ("conv2d", *RECTIFIED, *TRANSPOSED)}
+_ops["conv2d_max_pool2d"] = Choice(choose_conv2d_max_pool2d, leaves_out=True)
+_bounds: Any = {"conv2d": bounds.conv2d, "conv2d_grad_input": bounds.conv2d_grad_input}
+VARIANTS = (Variant("jit-winograd", "cpu", {**_base, **_ops}, bounds=_bounds),)
