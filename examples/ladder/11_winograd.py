@@ -15,7 +15,7 @@ bound = {}
 
 def conv2d(x, weight, bias, out):
     if x.shape not in bound:
-        kernel = get("jit-winograd").ops["conv2d"].bind([(a.shape, a.dtype) for a in (x, weight, bias, out)], ONCE)
+        kernel = get("jit-winograd").ops["conv2d"].bind(tuple((a.shape, a.dtype) for a in (x, weight, bias, out)), ONCE)
         bound[x.shape] = kernel, kernel.packs[1](weight)  # filters are transformed once, as a network in use does
     kernel, transformed = bound[x.shape]
     kernel(x, transformed, bias, *ONCE, out)
