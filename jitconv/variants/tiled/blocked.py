@@ -25,7 +25,9 @@ from jitconv.variants.tiled.microkernel import TileShape
 
 Pair = tuple[int, int]
 Shape = tuple[int, ...]
-Steps = tuple[int, int, int]  # from an output channel's weights, an input channel's and a group's to the next
+Steps = tuple[
+    int, int, int, int
+]  # from an output channel's weights, an input channel's and a group's to the next; taps
 LAYOUTS = ("nchw", "blocked")
 
 PIXELS = (14, 7) if REGISTERS == 32 else (6, 4)  # of a tile with two vectors: few lines are 7 or 21 pixels wide
@@ -240,7 +242,7 @@ def bind(
     rows = forward(size[0], out_size[0], K_h, stride[0], padding[0], dilation[0])
     columns = forward(size[1], out_size[1], K_w, stride[1], padding[1], dilation[1])
     area, inputs = K_h * K_w, C // groups
-    kernel.add(rows, columns, tuple(range(area)), (inputs * area, area, O // groups * inputs * area))
+    kernel.add(rows, columns, tuple(range(area)), (inputs * area, area, O // groups * inputs * area, area))
     return kernel
 
 
@@ -260,5 +262,5 @@ def bind_grad_input(
     for rows in phases(H, grad_shape[2], K_h, stride[0], padding[0], dilation[0]):
         for columns in phases(W, grad_shape[3], K_w, stride[1], padding[1], dilation[1]):
             taps = tuple(i * K_w + j for i in rows.taps for j in columns.taps)
-            kernel.add(rows, columns, taps, (area, inputs * area, O // groups * inputs * area))
+            kernel.add(rows, columns, taps, (area, inputs * area, O // groups * inputs * area, area))
     return kernel

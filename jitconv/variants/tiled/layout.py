@@ -8,7 +8,7 @@ import numpy as np
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import lanes, lanes_of
 from jitconv.variants.tiled.kernel import Tiled
-from jitconv.variants.tiled.product import share, transpose_matrix
+from jitconv.variants.tiled.product import copy, share, transpose_matrix
 from jitconv.variants.tiled.workers import each_worker
 
 LINE = 64  # bytes of the cache's
@@ -52,6 +52,7 @@ class Weights(NamedTuple):
     output: int
     input: int
     group: int
+    area: int  # taps of the filter
 
 
 def size_of(weights: Weights, taps: tuple[int, ...]) -> int:
@@ -67,7 +68,7 @@ def pack_weights(team, workers, weights, taps, source, target):
 @inner
 def _pack_weights(worker, workers, weights, taps, source, target):
     depth, width, blocks = weights.depth, weights.width, (weights.inputs + weights.depth - 1) // weights.depth
-    size = taps.size * depth * width
+    size, rows = taps.size * depth * width, np.zeros(weights.area * depth * width, target.dtype)
     begin, end = share(weights.groups * weights.tiles * blocks, worker, workers, 1)
     for index in range(begin, end):
         tile, block = divmod(index, blocks)
@@ -76,22 +77,28 @@ def _pack_weights(worker, workers, weights, taps, source, target):
         some = min(width, weights.outputs - o), min(depth, weights.inputs - c)
         part = target[index * size : (index + 1) * size]
         if some != (width, depth):
-            part[:] = 0
-        _pack_block(source[group * weights.group + o * weights.output + c * weights.input :], taps, weights, some, part)
+            part[:], rows[:] = 0, 0
+        _pack_block(
+            source[group * weights.group + o * weights.output + c * weights.input :], taps, weights, some, rows, part
+        )
 
 
 @inner
-def _pack_block(source, taps, weights, some, target):
-    """One block; the longer way in memory is the outer loop."""
-    outputs, inputs = some
-    steps, apart, to, each = (weights.output, weights.input), (outputs, inputs), (1, weights.width), 0
-    if weights.output < weights.input:
-        steps, apart, to = (weights.input, weights.output), (inputs, outputs), (weights.width, 1)
-    for a in range(apart[0]):
-        for b in range(apart[1]):
-            i, each = a * steps[0] + b * steps[1], a * to[0] + b * to[1]
-            for tap in range(taps.size):
-                target[tap * weights.depth * weights.width + each] = source[i + taps[tap]]
+def _pack_block(source, taps, weights, some, rows, target):
+    """One block, by way of `rows`: [input channel, place of a tap, output channel]."""
+    (outputs, inputs), area, width = some, weights.area, weights.width
+    if weights.input == area:
+        transpose_matrix(source, outputs, inputs * area, weights.output, rows, width)
+    for c in range(inputs):
+        row = c * area
+        if weights.input != area:
+            row = 0
+            if area == 1:
+                copy(source, c * weights.input, rows, 0, outputs)
+            else:
+                transpose_matrix(source[c * weights.input :], outputs, area, weights.output, rows, width)
+        for tap in range(taps.size):
+            copy(rows, (row + taps[tap]) * width, target, (tap * weights.depth + c) * width, width)
 
 
 def to_blocked(team, workers, x, C, pixels, out):
