@@ -34,7 +34,7 @@ PIXELS = (14, 7) if REGISTERS == 32 else (6, 4)  # of a tile with two vectors: f
 TERMS, MOST_TERMS = 144, 200  # of a sum that are added up on their own: as many as 16 channels of 3×3 taps have,
 SHORT_TERMS, FEW_TERMS = 72, 384  # and so many where all are so few that their rounding errors hardly even out
 MANY = 1 << 30
-NEAR, FAR = 20 << 10, 120 << 10  # bytes of weights that stay in the first-level, and in the second-level cache
+CHUNK = 80 << 10  # bytes of weights that all pixels of a band pass, while the next ones come to the second-level cache
 BAND = 512 << 10  # bytes of the output that stay in the second-level cache
 FEW_CHANNELS = 4  # of an image that is read as it lies
 
@@ -158,14 +158,13 @@ class Convolution:
             x_image, pixel = blocks_of(inputs, self.dtype) * plane * lanes, lanes
         pixels = min(PIXELS, key=lambda n: (-(-columns.length // n) * n, -n))
         block = len(taps) * depth * width
-        small = len(blocks) * block * itemsize <= FAR
         start = sum(size_of(*each) for each in self.packing)
         self.packing.append((weights, taps))
         launch = Launch(
             images=N, groups=groups, filters=tiles, lines=rows.length, across=-(-columns.length // pixels),
             x_image=x_image, x_ld=columns.step * pixel, x_term=term,
             out_image=blocks_of(outputs, self.dtype) * out_plane, out_plane=out_plane, out_ld=columns.spacing * lanes,
-            block=block, chunk=len(blocks) if small else max(1, NEAR // (block * itemsize)), flush=flush,
+            block=block, chunk=max(1, CHUNK // max(1, block * itemsize)), flush=flush,
             band=max(1, BAND // (columns.length * width * itemsize)),
             low=float(self.epilogue.bounds[0]), high=float(self.epilogue.bounds[1]),
         )  # fmt: skip

@@ -5,7 +5,7 @@ channel it loads the vectors' weights once, and multiplies them with the channel
 adds up is listed in tables, made when the convolution is bound (geometry.py): so one driver, compiled once for each
 shape of tile, serves every size, stride, padding and dilation, and the gradient for the input too.
 
-Input channels come a block at a time, and a chunk of blocks for all pixels: its weights stay in the first-level cache
+Input channels come a block at a time, and a chunk of blocks for all pixels: its weights stay in the second-level cache
 while those of the next are fetched, and partial sums in the output.
 """
 
