@@ -30,9 +30,8 @@ def tiles(x, weight, bias, out, sums):
                     for i in range(K_h):
                         for j in range(K_w):
                             tap = (c * K_h + i) * K_w + j
-                            tile = fma_outer(
-                                tile, a, first * terms + tap, terms, image, (c * H + i) * W + j + pixel, None
-                            )
+                            seen = (c * H + i) * W + j + pixel
+                            tile = fma_outer(tile, a, first * terms + tap, terms, image, seen, None)
                 store(tile, sums.reshape(sums.size), pixel, sums.shape[1], None)
             for f in range(FILTERS):
                 for row in range(H_out):
