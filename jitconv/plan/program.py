@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from operator import attrgetter, getitem, is_
 from typing import Any
@@ -92,10 +92,10 @@ class Program:
         self.frames: list[Frame] = []
         self.lock = threading.Lock()
 
-    def timed(self, inputs: Sequence[Any]) -> list[float]:
-        """Run once on these inputs, as a call does, and return the seconds of each step."""
+    def timer(self, inputs: Sequence[Any]) -> Callable[[], list[float]]:
+        """Return what runs once on these inputs, as a call does, and returns the seconds of each step."""
         frame, weights = Frame(self), self._refresh(inputs)
-        calls, times = frame.calls, []
+        times: list[float] = []
 
         def timed(function: Any) -> Any:
             def run(*args: Any) -> None:
@@ -105,10 +105,17 @@ class Program:
 
             return run
 
-        frame.calls = frame.alone = [(timed(f) if f != frame._drop else f, args) for f, args in calls]
-        with torch.no_grad(), _without_autocast():
-            frame.run(weights, inputs)
-        return times
+        dropped = [function == frame._drop for function, _ in frame.calls]
+        for calls in (frame.calls, frame.alone):
+            calls[:] = [(f if drop else timed(f), args) for (f, args), drop in zip(calls, dropped, strict=True)]
+
+        def run() -> list[float]:
+            times.clear()
+            with torch.no_grad(), _without_autocast():
+                frame.run(weights, inputs)
+            return times[:]
+
+        return run
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         weights = self.now
