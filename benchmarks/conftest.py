@@ -7,6 +7,7 @@
 import json
 import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the process its cores before anything is compiled or any thread pool starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background is born deaf to it
     if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
         raise pytest.UsageError("NUMBA_ENABLE_CUDASIM must not be set: a simulated GPU has no speed to measure")
     cores = machine.cores()

@@ -240,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     study = Study(
         options.suite, options.passes or PASSES[options.suite], options.peers, options.folder.resolve(), options.only
     )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background is born deaf to it
     minutes = options.minutes or MINUTES[options.suite]
     _begin(study)
     display = Display(sum(step.work for step in study.steps() if not step.done()))

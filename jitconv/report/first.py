@@ -98,7 +98,7 @@ def hero(results: Results) -> dict[str, Any]:
         return {}
     engines = [name for name in ("vector", *ENGINES) if name in rows]
     every = [rows[name].seconds for name in (*rungs_here, *engines)]
-    slow, fast = math.log(max(every)) + 0.35, math.log(min(every)) - 1.6
+    slow, fast = math.log(max(every)) + 0.7, math.log(min(every)) - 2.4
 
     def place(value: float) -> float:
         return 100 * (slow - math.log(value)) / (slow - fast)

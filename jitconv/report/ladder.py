@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from jitconv.report.read import OURS, PLAN, Results, Row
-from jitconv.report.words import cores, digits, percent, seconds, times
+from jitconv.report.words import cores, digits, named, percent, seconds, times
 
 LAYER = {"group": "layers", "layer": "conv2d", "quantity": "forward"}
 IMAGES = (1, 64)
@@ -130,9 +130,9 @@ def _card(results: Results, rung: Rung) -> dict[str, Any]:
                 lines.append(_line(results, row, before))
     text = source(rung.file, rung.names) if rung.names else ""
     return {
-        "name": rung.variant,
+        "name": named(rung.variant),
         "say": rung.say,
-        "over": rung.over,
+        "over": named(rung.over),
         "lines": lines,
         "file": f"jitconv/{rung.file}" if text else "",
         "code": coloured(text, rung.marked) if text else "",
