@@ -37,6 +37,7 @@ def build(paths: Sequence[Path], out: Path, readme_file: Path | None = None) -> 
         ranking=first.ranking(results),
         doubt=first.doubt(results),
         ladder=ladder.ladder(results),
+        small=ladder.small(results),
         charts=charts.charts(results),
         above=charts.above(results),
         style=_text("style.css"),

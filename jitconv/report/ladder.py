@@ -7,6 +7,7 @@ import math
 import tokenize
 from importlib.resources import files
 from inspect import getblock
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
@@ -153,6 +154,42 @@ def _line(results: Results, row: Row, before: Row | None) -> dict[str, Any]:
         "width": 0 if math.isnan(share) else min(100, 100 * share),
         "flags": ", ".join(row.flags),
     }
+
+
+def small(results: Results) -> list[dict[str, Any]]:
+    """Return the runnable rungs of examples/ladder: times by layer, and each file as it stands."""
+    rows = results.pick(group="ladder", threads=1)
+    works = list(dict.fromkeys(row.work for row in rows))
+    folder = Path(__file__).parents[2] / "examples" / "ladder"
+    found = []
+    for name in sorted({row.variant for row in rows}, key=lambda name: int(name.partition("_")[0])):
+        file = folder / f"{name}.py"
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        said = ast.get_docstring(ast.parse(text)) if text else ""
+        lines = []
+        for work in works:
+            row = next((each for each in rows if (each.variant, each.work) == (name, work)), None)
+            if row is not None:
+                share = row.flops / row.seconds / results.peak()
+                lines.append(
+                    {
+                        "work": work,
+                        "batch": row.batch,
+                        "time": seconds(row.seconds),
+                        "flags": ", ".join(row.flags),
+                        "rate": digits(row.flops / row.seconds / 1e9, 2),
+                        "share": "" if math.isnan(share) else percent(share),
+                    }
+                )
+        found.append(
+            {
+                "name": name,
+                "say": (said or "").partition("\n\n")[0],
+                "lines": lines,
+                "code": coloured(text, ()) if text else "",
+            }
+        )
+    return found
 
 
 def _loops(results: Results) -> list[dict[str, Any]]:
