@@ -1,5 +1,7 @@
 """Winograd's convolutions: the transforms, the bound on inputs made to break it, numbers that are not finite, cores."""
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,6 +219,16 @@ def test_pooling_after_it() -> None:
 
 def normal_arrays(*shapes: tuple[int, ...]) -> list[np.ndarray]:
     return [normal(np.random.default_rng(0), shape).astype("float32") for shape in shapes]
+
+
+def test_the_example_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).parent.parent / "examples" / "ladder"
+    monkeypatch.syspath_prepend(str(folder))
+    rung = importlib.import_module("rung")
+    by_hand = rung.load(folder / "winograd_by_hand.py")
+    given = rung.arrays("resnet", images=1)
+    by_hand.conv2d(*given)
+    assert rung.error(by_hand, "resnet", *given) <= 1
 
 
 def test_it_is_never_the_default() -> None:
