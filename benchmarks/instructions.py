@@ -20,7 +20,7 @@ from rich.table import Table
 from jitconv import machine
 from jitconv.variants.compiling import njit
 from jitconv.variants.tiled import conv2d, fused, linear
-from jitconv.variants.tiled.workers import ALONE
+from jitconv.variants.workers import ALONE
 
 FEW = 8  # multiply-adds; loops with less clear or copy, or are what is left of others
 JUMP = re.compile(r"j\w+\s+(\.LBB\w+)")

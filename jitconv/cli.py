@@ -337,9 +337,9 @@ def _grouped(checks: list[Any], *fields: str) -> dict[tuple[str, ...], list[Any]
 
 
 def _share(one: Any) -> str:
-    from jitconv.verify import EXACT
+    from jitconv.variants import EXACT_OPS
 
-    return ("exact" if one.layer in EXACT else f"{one.bound_used:.0%}") if one.ok else "WRONG"
+    return ("exact" if one.layer in EXACT_OPS else f"{one.bound_used:.0%}") if one.ok else "WRONG"
 
 
 @contextmanager

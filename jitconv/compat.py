@@ -37,6 +37,7 @@ dispatch_modes = torch._C._len_torch_dispatch_stack  # how many TorchDispatchMod
 transform = torch._C._functorch.peek_interpreter_stack  # not None inside torch.func.grad, vmap and so on
 profiling = torch._C._autograd._profiler_enabled  # whether torch.profiler runs; there is no public way to ask
 is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched=True; looks like any tensor
+pytree = _pytree  # nested tuples, lists and dicts, as torch.export and torch.func see them
 suggest_memory_format = _prims_common.suggest_memory_format  # whether torch's layers would answer in channels_last
 implicit_softmax_dim = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]  # what dim=None means
 
@@ -44,11 +45,6 @@ implicit_softmax_dim = torch.nn.functional._get_softmax_dim  # type: ignore[attr
 def in_forward_mode() -> bool:
     """Return whether a forward-mode derivative is being taken, which an autograd.Function must be asked about."""
     return forward_ad._current_level >= 0  # torch.autograd.forward_ad offers no way to ask
-
-
-def tree_leaves(tree: Any) -> list[Any]:
-    """Return what lies in nested tuples, lists and dicts, as torch.export and torch.func see them."""
-    return _pytree.tree_leaves(tree)
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -69,6 +65,40 @@ def version(tensor: torch.Tensor) -> int:
 def schema_of(operator: Any) -> Any:
     """Return the names and types of a torch operator's arguments and results, parsed by torch."""
     return operator._schema
+
+
+def tables_of(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return a module's own parameters, buffers and modules by name, as it keeps them: None where one was left out."""
+    return module._parameters, module._buffers, module._modules
+
+
+def compiled_in_two(graph: Any, example: Any, **compilers: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a graph of Dynamo's with AOTAutograd's forward and backward compiled by `fw_compiler` and its kin."""
+    from torch._dynamo.backends.common import aot_autograd  # takes seconds to import
+
+    return aot_autograd(**compilers)(graph, example)
+
+
+def boxed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as AOTAutograd calls it, with one list of arguments."""
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    return make_boxed_func(function)
+
+
+def fake_mode() -> Any:
+    """Return the mode in which tensors have shapes and no numbers, as torch.export's and Dynamo's do."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def register_backend(function: Callable[..., Any], name: str) -> None:
+    """Make a backend of torch.compile known, unless its name is."""
+    from torch import _dynamo
+
+    if name not in _dynamo.list_backends():
+        _dynamo.register_backend(function, name=name)
 
 
 def edge_padding(convolution: torch.nn.Conv2d) -> Any:

@@ -18,7 +18,6 @@ from jitconv import functional, shapes, variants
 from jitconv.cases import Case
 from jitconv.model import SimpleConvNet
 
-EXACT = ("max_pool2d", "relu", "flatten")
 MULTILINEAR = ("conv2d", "linear")
 BOUND = {torch.float32: 4.0, torch.float64: 8.0}  # in units of eps; in float64 the oracle itself rounds as much
 
@@ -196,7 +195,7 @@ def _bound_used(
 ) -> float:
     if ours.shape != reference.shape or ours.dtype != reference.dtype:
         return np.inf
-    if case.layer in EXACT:
+    if case.layer in variants.EXACT_OPS:
         return 0.0 if _same_bits(ours, reference) else np.inf
     finite = oracle.isfinite()
     if not torch.equal(_kinds(ours)[~finite], _kinds(oracle)[~finite]):

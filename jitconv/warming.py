@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from jitconv.compat import tree_leaves
+from jitconv.compat import pytree
 
 
 def warmup(
@@ -40,4 +40,4 @@ def warmup(
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

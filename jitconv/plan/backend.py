@@ -12,13 +12,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from jitconv import variants
+from jitconv import compat, variants
 from jitconv.plan import nodes
 from jitconv.plan.capture import Source
 from jitconv.plan.lower import Lowering
@@ -32,11 +28,13 @@ def backend(graph: fx.GraphModule, example: Sequence[Any]) -> Callable[..., Any]
     fuse(graph)
     forward = functools.partial(_compiled, training=True)
     inference = functools.partial(_compiled, training=False)
-    return aot_autograd(fw_compiler=forward, bw_compiler=forward, inference_compiler=inference)(graph, example)
+    return compat.compiled_in_two(
+        graph, example, fw_compiler=forward, bw_compiler=forward, inference_compiler=inference
+    )
 
 
 def _compiled(graph: fx.GraphModule, example: Sequence[Any], training: bool) -> Callable[..., Any]:
-    return make_boxed_func(Shaped(graph, training))
+    return compat.boxed(Shaped(graph, training))
 
 
 class Shaped:
@@ -89,7 +87,7 @@ def _is_weight(node: Any) -> bool:
 def _specialise(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     """Give every node of a graph with symbols the shape that it has for these inputs; numbers become constants."""
     graph = module.graph
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with compat.fake_mode() as mode:
         fakes = [mode.from_tensor(v, static_shapes=True) if isinstance(v, Tensor) else v for v in inputs]
         _Shapes(module).run(*fakes)
     for node in list(graph.nodes):
@@ -107,5 +105,4 @@ class _Shapes(fx.Interpreter):
 
 def register() -> None:
     """Make the backend known by its name where the installed package's metadata does not (an old installation)."""
-    if "jitconv" not in torch._dynamo.list_backends():
-        torch._dynamo.register_backend(backend, name="jitconv")
+    compat.register_backend(backend, "jitconv")

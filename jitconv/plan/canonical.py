@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from jitconv.compat import schema_of
 from jitconv.plan import nodes
 from jitconv.plan.nodes import Node
 
@@ -30,7 +31,7 @@ def shape(node: Any) -> tuple[int, ...]:
 
 def arguments(node: Node) -> dict[str, Any]:
     """All arguments of an operator's call by name, defaults included."""
-    schema = node.target._schema.arguments
+    schema = schema_of(node.target).arguments
     given = {a.name: v for a, v in zip(schema, node.args, strict=False)} | node.kwargs
     return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
 

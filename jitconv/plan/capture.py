@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from jitconv.compat import tables_of
+
 
 @dataclass(frozen=True)
 class Source:
@@ -74,7 +76,8 @@ def capture(model: nn.Module, example: tuple[Any, ...]) -> Captured:
 def _state(model: nn.Module, path: str) -> Source:
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
-    return Source(module._parameters if name in module._parameters else module._buffers, name)
+    parameters, buffers, _ = tables_of(module)
+    return Source(parameters if name in parameters else buffers, name)
 
 
 def _structure(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
@@ -82,8 +85,9 @@ def _structure(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
     same: list[tuple[dict[str, Any], str, Any]] = []
     names: dict[int, list[tuple[dict[str, Any], str, Any]]] = {}
     for module in model.modules():
-        same += [(module._modules, name, child) for name, child in module._modules.items()]
-        for owner in (module._parameters, module._buffers):
+        parameters, buffers, modules = tables_of(module)
+        same += [(modules, name, child) for name, child in modules.items()]
+        for owner in (parameters, buffers):
             for name, tensor in owner.items():
                 if tensor is None:
                     same.append((owner, name, None))  # a bias that was left out, and is set later

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from jitconv import shapes
+from jitconv.compat import schema_of
 from jitconv.plan import buffers, layout, nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape, value
@@ -259,7 +260,7 @@ PLAIN = (
 
 def OWN(low: Any, node: Node) -> list[Bound] | None:  # noqa: N802
     """jitconv's own operators as they are, in a training step: the tensors, the constants, the results."""
-    schema = node.target._schema
+    schema = schema_of(node.target)
     op = schema.name.split("::")[1]
     if op not in low.variant.ops or not (op in FLAT or op in PLAIN):
         return None

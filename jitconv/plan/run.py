@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.utils import _pytree
 
 from jitconv import variants
+from jitconv.compat import pytree, transform
 from jitconv.plan.capture import Captured, capture
 from jitconv.plan.lower import Lowering
 from jitconv.plan.program import Program
@@ -48,10 +47,10 @@ class Plan:
         self._lock = threading.RLock()
         self._programs: dict[Any, Program] = {}
         self._out: dict[Any, Any] = {}
-        leaves, self._spec = _pytree.tree_flatten(example)
+        leaves, self._spec = pytree.tree_flatten(example)
         self._example = [_checked(f"example input {i}", leaf) for i, leaf in enumerate(leaves)]
         self._form = [_form(leaf) for leaf in self._example]
-        self._single = self._spec == _pytree.tree_flatten((0,))[1] and isinstance(self._example[0], Tensor)
+        self._single = self._spec == pytree.tree_flatten((0,))[1] and isinstance(self._example[0], Tensor)
         self._plan(self._example)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -59,18 +58,18 @@ class Plan:
         if self._single and len(inputs) == 1 and type(inputs[0]) is Tensor:
             tensor = inputs[0]
             found = self._programs.get((tensor.shape, tensor.dtype))
-            plain = tensor.is_cpu and not tensor.is_neg() and peek_interpreter_stack() is None
+            plain = tensor.is_cpu and not tensor.is_neg() and transform() is None
             if found is not None and plain and self._unchanged():
                 _refuse_gradient("input 0", tensor)
                 return self._packed(found, found(inputs))
-        leaves, spec = _pytree.tree_flatten(inputs)
+        leaves, spec = pytree.tree_flatten(inputs)
         if spec != self._spec:
             raise ValueError(f"inputs must have the example's structure {self._spec}, got {spec}")
         arrays = any(isinstance(leaf, np.ndarray) for leaf in leaves)
         checked = [_checked(f"input {i}", leaf) for i, leaf in enumerate(leaves)]
         program = self._program(checked)
         result = self._packed(program, program(checked))
-        return _pytree.tree_map(lambda x: x.numpy() if isinstance(x, Tensor) else x, result) if arrays else result
+        return pytree.tree_map(lambda x: x.numpy() if isinstance(x, Tensor) else x, result) if arrays else result
 
     def refresh(self) -> None:
         """Read all weights anew at the next call: after a change that torch does not count."""
@@ -81,7 +80,7 @@ class Plan:
         """Run on these inputs and return the steps with the median time of each; print it, or read its `rows`."""
         from jitconv.plan.show import profile
 
-        checked = [_checked(f"input {i}", leaf) for i, leaf in enumerate(_pytree.tree_leaves(inputs))]
+        checked = [_checked(f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves(inputs))]
         return profile(self, self._program(checked), checked, repeats)
 
     @property
@@ -109,7 +108,7 @@ class Plan:
 
     def _packed(self, program: Program, results: list[Any]) -> Any:
         spec = self._out[program]
-        return results[0] if spec is None else _pytree.tree_unflatten(results, spec)
+        return results[0] if spec is None else pytree.tree_unflatten(results, spec)
 
     def _unchanged(self) -> bool:
         return all(owner.get(name) is value for owner, name, value in self._same)
@@ -130,7 +129,7 @@ class Plan:
         return program
 
     def _plan(self, leaves: Sequence[Any]) -> Program:
-        captured = capture(self.model, _pytree.tree_unflatten(list(leaves), self._spec))
+        captured = capture(self.model, pytree.tree_unflatten(list(leaves), self._spec))
         program = build(captured, self.variant)
         self._same = captured.same
         self._out[program] = None if captured.outputs.is_leaf() else captured.outputs
@@ -188,7 +187,7 @@ def _checked(name: str, leaf: Any) -> Any:
         leaf = torch.from_numpy(np.require(leaf, requirements=["C", "A", "W"]))
     if not isinstance(leaf, Tensor):
         return leaf
-    if type(leaf) not in PLAIN or leaf.is_meta or peek_interpreter_stack() is not None:
+    if type(leaf) not in PLAIN or leaf.is_meta or transform() is not None:
         raise TypeError(f"{name} must be a plain tensor, outside torch.func's transforms, got {type(leaf).__name__}")
     if not leaf.is_cpu:
         raise ValueError(f"{name} must be on the CPU, got {leaf.device}: move it, or convert the model for its device")

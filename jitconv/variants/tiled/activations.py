@@ -5,7 +5,7 @@ from jitconv.variants.elementwise import broadcast, exp, load, store, tile_size
 from jitconv.variants.simd import zeros
 from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 WIDE = 2  # registers at once
 

@@ -33,7 +33,7 @@ from jitconv.variants.tiled.shifts import (
     shift_images,
     total_size,
 )
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
 

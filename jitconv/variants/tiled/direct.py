@@ -27,7 +27,7 @@ from jitconv.variants.tiled.microkernel import (
     zeros_of,
 )
 from jitconv.variants.tiled.product import share
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 UNROLL = 4  # terms of a sum: enough work that the loop over them is cheap, and its end foreseen
 TILE, TAP = 11, 5  # numbers of a line of the tables

@@ -33,7 +33,7 @@ from jitconv.variants.tiled.shifts import (
     shift_images,
     total_size,
 )
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 WINDOW = 4  # numbers
 TALLEST = MR * NR_VECTORS // WINDOW

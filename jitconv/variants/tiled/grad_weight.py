@@ -16,7 +16,7 @@ from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.layout import TO_BLOCKED, blocks_of
 from jitconv.variants.tiled.microkernel import TileShape, fma_pixels, load_add_pixels, store_pixels, zeros_of
 from jitconv.variants.tiled.product import share, transpose_matrix
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 PIXELS = 128  # whose products are added up on their own, which bounds the rounding error
 

@@ -9,7 +9,7 @@ from jitconv.variants.compiling import inner
 from jitconv.variants.simd import lanes, lanes_of
 from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.product import copy, share, transpose_matrix
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 LINE = 64  # bytes of the cache's
 

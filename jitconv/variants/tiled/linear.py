@@ -22,7 +22,7 @@ from jitconv.variants.tiled.product import (
     workspace,
 )
 from jitconv.variants.tiled.relu import rectify
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 FEW_OUTPUTS = 32  # up to here, turning the images costs more than sums across registers, if the sums are long:
 TERMS = 8  # for each output

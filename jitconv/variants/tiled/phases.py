@@ -32,7 +32,7 @@ from jitconv.variants.tiled.shifts import (
     shift_images,
     total_size,
 )
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 
 class Phase(NamedTuple):

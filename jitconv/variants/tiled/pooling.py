@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from jitconv.variants.simd import INDEX, INT, Code, Tile, lanes
 from jitconv.variants.tiled.product import NONE, ONE, clear, inner, share
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 
 def _largest(emit, values, distances, first):

@@ -15,7 +15,7 @@ from jitconv.variants.elementwise import broadcast, exp, load, log, maximum, red
 from jitconv.variants.jit import serial
 from jitconv.variants.simd import REGISTERS, zeros
 from jitconv.variants.tiled.product import share
-from jitconv.variants.tiled.workers import each_worker
+from jitconv.variants.workers import each_worker
 
 cross_entropy_at, loss_at, number = serial.cross_entropy_at, serial.loss_at, serial.number
 WIDE = REGISTERS // 8  # registers of samples side by side
