@@ -176,7 +176,9 @@ def concat(low: Any, node: Node) -> list[Bound] | None:
     for part in parts:
         array = low.block(part) if blocked else low.array(part)
         width = int(np.prod(array.shape[dim:]))
-        if array.buffer is not whole.buffer:
+        place = whole.offset + at * whole.dtype.itemsize
+        # the same buffer is not enough: both may be parts of a larger concatenation, in different places
+        if outer > 1 or array.buffer is not whole.buffer or array.offset != place:
             source = array._replace(shape=(outer, width))
             steps.append(Bound("copy", copy_columns, [source, whole._replace(shape=(outer, row)), at, at + width]))
         at += width

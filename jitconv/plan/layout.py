@@ -41,7 +41,7 @@ def is_tiled(variant: Variant) -> bool:
 
 
 def _is_image(node: Node) -> bool:
-    v = value(node)
+    v = node.meta.get("val")  # an assertion that torch.export adds has none
     return isinstance(v, torch.Tensor) and v.dim() == 4 and v.dtype in (torch.float32, torch.float64) and v.numel() > 0
 
 

@@ -287,6 +287,8 @@ def _places_in_concats(graph: fx.Graph, roots: dict[Node, int], blocked: set[Nod
         parts, dim = node.args
         if any(n != 1 for n in shape(node)[:dim]):
             continue
+        if any(0 in shape(part) for part in parts):
+            continue  # torch computes it, in memory of its own
         offset = 0
         for part in parts:
             kernel = part.op == "call_function" and part.target in BINDERS and part not in places

@@ -60,6 +60,25 @@ def branches(m: Any, x: Tensor) -> Tensor:
     return torch.cat([F.relu(m.b(z)), m.c(z), z], 1)
 
 
+def nested(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Parts of two concatenations, of which one is a part of the other; p and `inner` are results as well."""
+    p = m.a(x)
+    q = m.b(p)
+    r = m.b(q)
+    inner = torch.cat([r, p], 1)
+    return torch.cat([torch.cat([r, q], 1), r, q], 1), torch.cat([inner, r, x], 1), inner, p.flatten(1)
+
+
+def same_part(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    p = m.a(x)
+    q = m.b(p)
+    return torch.cat([torch.cat([q, q], 1), q], 1), torch.cat([p.flatten(1), torch.cat([q, p], 1).flatten(1)], 1)
+
+
+def empty_part(m: Any, x: Tensor) -> Tensor:
+    return m.b(torch.cat([m.a(x), x, x[:, :0]], 1))
+
+
 def twice(m: Any, x: Tensor) -> Tensor:
     return m.a(F.relu(m.a(x)))
 
@@ -87,6 +106,12 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "residual": (lambda: Module(lambda m, x: F.relu(m.b(F.relu(m.a(x))) + x), a=conv(4, 8), b=conv(8, 4)), (X,)),
     "branches": (lambda: Module(branches, a=conv(4, 8), b=conv(8, 3), c=conv(8, 5, 1)), (X,)),
     "one image": (lambda: Module(branches, a=conv(4, 8), b=conv(8, 3), c=conv(8, 5, 1)), ((1, *X[1:]),)),
+    "nested concatenations": (lambda: Module(nested, a=conv(3, 3), b=conv(3, 3)), ((1, 3, 6, 7),)),
+    "nested concatenations of whole blocks": (lambda: Module(nested, a=conv(16, 16), b=conv(16, 16)), ((1, 16, 6, 7),)),
+    "nested concatenations of two images": (lambda: Module(nested, a=conv(3, 3), b=conv(3, 3)), ((2, 3, 6, 7),)),
+    "one image twice in a concatenation": (lambda: Module(same_part, a=conv(3, 3), b=conv(3, 3)), ((1, 3, 6, 7),)),
+    "an empty part of a concatenation": (lambda: Module(empty_part, a=conv(3, 3), b=conv(6, 3)), ((1, 3, 6, 7),)),
+    "a cast": (lambda: Module(lambda m, x: m.b(m.a(x).double().to(x.dtype)), a=conv(4, 8), b=conv(8, 4)), (X,)),
     "a layer called twice": (lambda: Module(twice, a=conv(4, 4)), (X,)),
     "in place": (lambda: Module(in_place, a=conv(4, 8)), (X,)),
     "views": (lambda: Module(views, a=conv(4, 8), fc=nn.Linear(8, 6)), (X,)),
