@@ -18,7 +18,8 @@ from jitconv.variants.tiled.microkernel import TileShape, fma_pixels, load_add_p
 from jitconv.variants.tiled.product import share, transpose_matrix
 from jitconv.variants.workers import each_worker
 
-PIXELS = 128  # whose products are added up on their own, which bounds the rounding error
+PIXELS = 128  # about so many products are added up on their own, which bounds the rounding error,
+PARTS = 32  # and then so many of those sums, before they are added to all others
 
 
 class Sums(NamedTuple):
@@ -39,6 +40,8 @@ class Sums(NamedTuple):
     z_line: int
     lines: int
     band: int  # lines at once, whose numbers stay in the first-level cache for all taps
+    across: int  # columns of them at once
+    width: int  # columns of the output
     rows: Any
     columns: Any
 
@@ -53,15 +56,27 @@ def _grad_weight(worker, workers, shape, x, z, sums, out):
     lane, taps = lanes(x), len(sums.rows) // 3 * (len(sums.columns) // 3)
     outputs, inputs = (sums.outputs + lane - 1) // lane, (sums.inputs + lane - 1) // lane
     begin, end = share(sums.groups * outputs * inputs, worker, workers, 1)
-    total, bands = np.empty(taps * lane * lane, x.dtype), (sums.lines + sums.band - 1) // sums.band
+    bands, pieces = (sums.lines + sums.band - 1) // sums.band, (sums.width + sums.across - 1) // sums.across
+    parts, size = sums.images * bands * pieces, taps * lane * lane
+    total, later = np.empty(size, x.dtype), np.empty(size, x.dtype)
     for index in range(begin, end):
         group, (o, c) = index // (outputs * inputs), divmod(index % (outputs * inputs), inputs)
         total[:] = 0
-        for part in range(sums.images * bands):
-            image, top = (part // bands) * sums.groups + group, part % bands * sums.band
-            at = (image * inputs + c) * sums.x_plane, (image * outputs + o) * sums.z_plane
-            for tap in range(taps):
-                _add_tap(shape, x, z, sums, at, (top, min(top + sums.band, sums.lines)), tap, total)
+        for first in range(0, parts, PARTS):
+            block = total
+            if first > 0:
+                block = later
+                block[:] = 0
+            for part in range(first, min(first + PARTS, parts)):
+                image, top = part // (bands * pieces) * sums.groups + group, part // pieces % bands * sums.band
+                left = part % pieces * sums.across
+                at = (image * inputs + c) * sums.x_plane, (image * outputs + o) * sums.z_plane
+                area = (top, min(top + sums.band, sums.lines)), (left, min(left + sums.across, sums.width))
+                for tap in range(taps):
+                    _add_tap(shape, x, z, sums, at, area, tap, block)
+            if first > 0:
+                for i in range(size):
+                    total[i] += block[i]
         o, c = o * lane, c * lane
         some, i = (
             (min(lane, sums.outputs - o), min(lane, sums.inputs - c)),
@@ -71,18 +86,19 @@ def _grad_weight(worker, workers, shape, x, z, sums, out):
 
 
 @inner
-def _add_tap(shape, x, z, sums, at, band, tap, total):
-    """total[c, tap, o] += Σ ∂z[o, pixel] · x[c, what the tap meets there], over the pixels of a band of lines."""
+def _add_tap(shape, x, z, sums, at, area, tap, total):
+    """total[c, tap, o] += Σ ∂z[o, pixel] · x[c, what the tap meets there], over some lines and columns."""
     lane, across = lanes(x), len(sums.columns) // 3
     row, column = 3 * (tap // across), 3 * (tap % across)
-    first, last = max(band[0], sums.rows[row]), min(band[1], sums.rows[row + 1])
-    if first >= last:
+    first, last = max(area[0][0], sums.rows[row]), min(area[0][1], sums.rows[row + 1])
+    left, right = max(area[1][0], sums.columns[column]), min(area[1][1], sums.columns[column + 1])
+    if first >= last or left >= right:
         return
     tile, ld = zeros_of(shape, x), len(sums.rows) // 3 * across * lane
     for line in range(first, last):
         i = at[0] + sums.rows[row + 2] + line * sums.x_line + sums.columns[column + 2]
         j = at[1] + line * sums.z_line
-        for q in range(sums.columns[column], sums.columns[column + 1]):
+        for q in range(left, right):
             tile = fma_pixels(shape, tile, x, i + q * sums.x_pixel, 1, z, j + q * lane, 0, 0)
     tile = load_add_pixels(tile, total, tap * lane, ld, 0, lane)
     store_pixels(tile, total, tap * lane, ld, 0, lane)
@@ -100,11 +116,11 @@ class GradWeight:
         self.channels, self.groups = (inputs, O * inputs // C), C // inputs
         self.pixels, out = (H * W, grad_shape[2] * grad_shape[3]), grad_shape[2:]
         axes = [forward((H, W)[k], out[k], kernel[k], *(pair[k] for pair in geometry)) for k in (0, 1)]
-        stride = geometry[0]
+        stride, pieces = geometry[0], max(1, round(out[1] / PIXELS))
         self.sums = Sums(
             N, self.groups, self.channels[1], inputs, H * W * lanes, stride[0] * W * lanes, stride[1] * lanes,
             self.pixels[1] * lanes, out[1] * lanes, out[0], max(1, PIXELS // out[1]),
-            _ranges(axes[0], W * lanes), _ranges(axes[1], lanes),
+            max(1, -(-out[1] // pieces)), out[1], _ranges(axes[0], W * lanes), _ranges(axes[1], lanes),
         )  # fmt: skip
 
     def __call__(self, grad: Any, x: Any, *args: Any) -> None:
