@@ -5,8 +5,10 @@ SUITE ?= quick
 RESULTS ?= runs/results
 PAGE ?= report/index.html
 BIN := .venv/bin
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
+QUICK := arguments cli compat data instructions intervals machine
 
-.PHONY: study training test lint gpu clean
+.PHONY: study training test test-quick lint gpu clean
 
 # Verifies, measures, trains and writes the page. Ctrl-C keeps what is done, and the same command goes on from there.
 # PEERS=1 installs ONNX Runtime, OpenVINO and JAX into .venv, and measures them too.
@@ -23,7 +25,11 @@ training: .venv/ready
 	$(BIN)/jitconv report $(RESULTS) -o $(PAGE)
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+# What compiles little: arguments, data, tables, files, statistics.
+test-quick: .venv/ready
+	$(BIN)/pytest $(PARALLEL) $(QUICK:%=tests/test_%.py)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

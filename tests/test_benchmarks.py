@@ -21,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 
 def suite(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+    # What pytest-xdist tells its workers would turn off the benchmarks of this pytest.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=inherited | environment)
 
 
 def test_a_row_of_results(tmp_path: Path) -> None:

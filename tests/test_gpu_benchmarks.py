@@ -58,6 +58,13 @@ def cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "missing", lambda device: None)
 
 
+@pytest.fixture
+def benchmark(benchmark: Any) -> Any:
+    """It measures in parallel tests too, where pytest-benchmark turns itself off: no test looks at how long it took."""
+    benchmark.disabled = False
+    return benchmark
+
+
 def rows(*wanted: str) -> list[Row]:
     """The rows of torch whose names contain one of these."""
     found = [row for row in test_gpu.rows(full=True) if row.variant == "torch" and any(w in str(row) for w in wanted)]

@@ -211,17 +211,29 @@ def test_a_full_disk_or_one_that_became_read_only_costs_a_compilation(
         assert not [file for file in tmp_path.rglob("*") if file.suffix in (".nbi", ".nbc")]
 
 
-def test_ctrl_c_while_a_kernel_is_compiled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay", [0.05, 0.3, 0.8])
+def test_ctrl_c_while_a_kernel_is_compiled(delay: float, tmp_path: Path) -> None:
     """It ends as Python does, and the next process finds a sound cache, or none."""
-    code = "import signal, _thread, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    for delay in (0.05, 0.3, 0.8):
-        late = f"threading.Timer({delay}, _thread.interrupt_main).start()\n"
-        loads = "from jitconv.variants import get; import torch; from jitconv import functional as F; get('jit')\n"
-        call = "F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2), variant='jit')\nimport time; time.sleep(5)"
-        done = run(code + loads + late + call, NUMBA_CACHE_DIR=str(tmp_path))
-        assert done.stderr.rstrip().endswith("KeyboardInterrupt"), done.stderr
-    last = "print(float(F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2), variant='jit').sum()))"
-    assert run(loads + last, NUMBA_CACHE_DIR=str(tmp_path)).stdout.strip() == "16.0"
+    loads = "from jitconv.variants import get; import torch; from jitconv import functional as F; get('jit')\n"
+    call = "print(float(F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2), variant='jit').sum()), flush=True)\n"
+    for attempt in range(5):
+        cache = str(tmp_path / str(attempt))
+        interrupt = (
+            "import signal, time, _thread, threading\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            f"threading.Timer({delay + 0.03 * attempt}, _thread.interrupt_main).start()\n"
+        )
+        done = run(loads + interrupt + call + "time.sleep(2)", NUMBA_CACHE_DIR=cache)
+        assert run(loads + call, NUMBA_CACHE_DIR=cache).stdout == "16.0\n"
+        if done.returncode != 0:
+            assert done.stderr.rstrip().endswith("KeyboardInterrupt"), done.stderr
+            return
+        # Python cannot raise out of a function that LLVM calls, or out of a destructor: it reports the interrupt there,
+        # and goes on. Nothing may be lost by it; the next attempt comes at another moment.
+        assert "Exception ignored" in done.stderr, done.stderr
+        assert done.stderr.rstrip().endswith("KeyboardInterrupt:"), done.stderr
+        assert done.stdout == "16.0\n"
+    raise AssertionError("no interrupt ended the process")
 
 
 def test_an_edit_in_any_kernel_file_makes_the_cache_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,9 @@ def finished_but_measuring(folder: Path) -> None:
 
 
 def test_it_goes_on_after_an_interruption(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # What pytest-xdist tells its workers would turn off the benchmarks of the study's pytest.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = inherited | {"PYTHONPATH": str(ROOT)}
     command = [*study(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
