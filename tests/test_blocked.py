@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as T
 
+from jitconv import functional as F
 from jitconv.variants.simd import lanes_of
 from jitconv.variants.tiled import blocked
 from jitconv.variants.tiled.blocked import Epilogue
@@ -108,3 +109,13 @@ def test_numbers_outside_the_channels_are_not_read() -> None:
 def test_groups_that_are_no_whole_blocks_have_no_blocked_layout() -> None:
     with pytest.raises(ValueError, match="groups of 5 and 20 channels are no whole blocks"):
         blocked.bind((1, 10, 8, 8), (40, 5, 3, 3), "float32", (1, 1), (1, 1), (1, 1), 2, "blocked", "nchw", Epilogue())
+
+
+def test_long_sums_of_positive_numbers_stay_within_the_bound() -> None:
+    filters = 2048  # 18432 terms, which one level of blocks would round too often
+    x, w = torch.rand(1, 16, 7, 7), torch.rand(filters, 16, 3, 3)
+    grad = torch.rand(1, filters, 7, 7)
+    exact = torch.nn.grad.conv2d_input(x.shape, w.double(), grad.double(), padding=1)
+    leaf = x.requires_grad_()
+    (found,) = torch.autograd.grad(F.conv2d(leaf, w, padding=1), leaf, grad)
+    assert ((found.double() - exact).abs() <= 4 * torch.finfo(torch.float32).eps * exact).all()

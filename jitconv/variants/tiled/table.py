@@ -26,6 +26,7 @@ from jitconv.variants.tiled.product import SHORT_BLOCK
 
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
 FULL = 0.7  # of the lanes, from which on channels belong into them
+LONGEST = 9216  # terms of a sum that blocked.py adds up within the bound; products have one level of blocks more
 
 plain = get("jit-parallel").ops
 
@@ -55,7 +56,8 @@ class Blocked:
 def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]:
     (x_shape, dtype), (weight_shape, _), *_ = arrays
     groups = x_shape[1] // weight_shape[1]
-    if fills_lanes(weight_shape[0] // groups, weight_shape[1], groups, dtype):
+    short = math.prod(weight_shape[1:]) <= LONGEST
+    if short and fills_lanes(weight_shape[0] // groups, weight_shape[1], groups, dtype):
         (stride, padding, dilation), how = constants, Epilogue("relu" if relu else None)
         return Blocked(
             blocked.bind(x_shape, weight_shape, dtype, stride, padding, dilation, groups, "nchw", "nchw", how)
@@ -66,7 +68,8 @@ def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]
 def choose_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
     (grad_shape, dtype), (weight_shape, _), (x_shape, _) = arrays
     groups = x_shape[1] // weight_shape[1]
-    if fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, dtype):
+    short = weight_shape[0] // groups * math.prod(weight_shape[2:]) <= LONGEST
+    if short and fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, dtype):
         kernel = blocked.bind_grad_input(grad_shape, weight_shape, dtype, constants, x_shape)
         return Blocked(kernel, x_shape[1])
     return PHASES
@@ -123,7 +126,8 @@ def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Callable[..., Any]:
     x, weight, bias, out, indices = arrays
     stride, padding, dilation, conv_size, *pooling = constants
     groups = x[0][1] // weight[0][1]
-    blocks = fills_lanes(weight[0][0] // groups, weight[0][1], groups, x[1])
+    short = math.prod(weight[0][1:]) <= LONGEST
+    blocks = short and fills_lanes(weight[0][0] // groups, weight[0][1], groups, x[1])
     if not blocks and whole_windows(conv_size, out[0][2:], pooling):
         return SHORT_POOLED if 0 < math.prod(weight[0][1:]) <= SHORT_BLOCK else POOLED
     z = (x[0][0], weight[0][0], *conv_size), x[1]
