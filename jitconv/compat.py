@@ -106,11 +106,6 @@ def edge_padding(convolution: torch.nn.Conv2d) -> Any:
     return convolution._reversed_padding_repeated_twice
 
 
-def current_raw_stream(gpu: int) -> int:
-    """Return the address of torch's current CUDA stream; torch.cuda.current_stream() makes an object of it."""
-    return torch._C._cuda_getCurrentRawStream(gpu)
-
-
 def openmp_of_torch() -> dict[str, int] | None:
     """Return the addresses of GOMP_parallel and its like in the OpenMP runtime that torch runs on; None without one.
 

@@ -125,9 +125,3 @@ def scaled_weight(weight: Tensor, scale: Tensor) -> Tensor:
 def scaled_bias(bias: Tensor | None, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
     """b[o] · scale[o] + shift[o]"""
     return (shift if bias is None else bias.double() * scale + shift).to(dtype)
-
-
-ALL = (
-    activate, conv2d, conv2d_max_pool2d, linear, max_pool2d, avg_pool2d, adaptive_avg_pool2d, affine, add, concat,
-    softmax, log_softmax, reshape, norm_scale, norm_shift, cast, scaled_weight, scaled_bias,
-)  # fmt: skip

@@ -28,7 +28,6 @@ Shape = tuple[int, ...]
 Steps = tuple[
     int, int, int, int
 ]  # from an output channel's weights, an input channel's and a group's to the next; taps
-LAYOUTS = ("nchw", "blocked")
 
 PIXELS = (14, 7) if REGISTERS == 32 else (6, 4)  # of a tile with two vectors: few lines are 7 or 21 pixels wide
 TERMS, MOST_TERMS = 144, 200  # of a sum that are added up on their own: as many as 16 channels of 3×3 taps have,

@@ -100,18 +100,9 @@ class _Pixels(Code):
         return of_row
 
 
-def _constant(number):
-    return lambda context, builder, signature, args: ir.Constant(INDEX, number)
-
-
-@intrinsic
-def pixels_of(typing, shape):
-    return types.intp(shape), _constant(shape.pixels)
-
-
 @intrinsic
 def vectors_of(typing, shape):
-    return types.intp(shape), _constant(shape.vectors)
+    return types.intp(shape), lambda context, builder, signature, args: ir.Constant(INDEX, shape.vectors)
 
 
 @intrinsic
