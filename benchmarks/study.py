@@ -28,7 +28,14 @@ from jitconv import machine
 ROOT = Path(__file__).parent.parent
 PASSES = {"quick": 2, "full": 5}
 MINUTES = {"quick": 11.0, "full": None}  # of measuring, after which further passes end
-TRAININGS = ("torch", "jit-tiled", "vector --epochs 1", "jit-parallel --epochs 1", "interpreted --epochs 1 --limit 1")
+TRAININGS = {  # by name, the options of `jitconv train`
+    "torch": "--variant torch",
+    "jit-tiled": "--variant jit-tiled",
+    "plan": "--compile jitconv",
+    "vector": "--variant vector --epochs 1",
+    "jit-parallel": "--variant jit-parallel --epochs 1",
+    "interpreted": "--variant interpreted --epochs 1 --limit 1",
+}
 LINE_EVERY = 15  # seconds, where there is no terminal
 INTERRUPTED = 130
 FINISHED = re.compile(r" (PASSED|FAILED|ERROR|SKIPPED)")
@@ -65,12 +72,13 @@ class Study:
         results = self.folder / "results"
         verify = results / "verify.json"
         command = [python, "-m", "jitconv", "verify", "--json", str(verify)]
+        if self.suite == "quick" and not self.peers:
+            command.append("--sample")
         yield Step("verifying", command, self.folder / "verify.txt", 60, verify.exists)
         yield from self._measuring()
-        for run in TRAININGS:
-            variant, *options = run.split()
-            out, kept = self.folder / f"train-{variant}", results / f"train-{variant}.json"
-            command = [python, "-m", "jitconv", "train", "--variant", variant, "--out", str(out), *options]
+        for run, options in TRAININGS.items():
+            out, kept = self.folder / f"train-{run}", results / f"train-{run}.json"
+            command = [python, "-m", "jitconv", "train", "--out", str(out), *options.split()]
             if (out / "checkpoint.pt").exists():
                 command.append("--resume")
 
@@ -79,7 +87,7 @@ class Study:
                     shutil.copy(out / "result.json", kept)
                 return kept.exists()
 
-            yield Step(f"training {variant}", command, self.folder / f"{kept.stem}.txt", 30, finished)
+            yield Step(f"training {run}", command, self.folder / f"{kept.stem}.txt", 30, finished)
         kept = results / "instructions.json"
         command = [python, "-m", "benchmarks.instructions", "--json", str(kept)]
         yield Step("innermost loops", command, self.folder / "instructions.txt", 15, kept.exists, may_fail=True)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-VARIANTS = ("torch", "jit-tiled")
+from benchmarks.study import TRAININGS
+
+RUNS = ("torch", "jit-tiled", "plan")
 
 
 def main() -> None:
@@ -22,10 +24,10 @@ def main() -> None:
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
-        for variant in VARIANTS:
-            name = f"{options.data}-{variant}-{seed}"
+        for run in RUNS:
+            name = f"{options.data}-{run}-{seed}"
             out = Path("runs/training") / name
-            command = [sys.executable, "-m", "jitconv", "train", "--data", options.data, "--variant", variant]
+            command = [sys.executable, "-m", "jitconv", "train", "--data", options.data, *TRAININGS[run].split()]
             command += ["--seed", str(seed), "--epochs", str(options.epochs), "--out", str(out)]
             command += ["--data-dir", options.data_dir] if options.data_dir else []
             command += ["--resume"] if (out / "checkpoint.pt").exists() else []

@@ -50,23 +50,29 @@ def main() -> None:
 @click.option("--variant", "names", multiple=True, help="A variant to verify; again for more. Default: all here.")
 @click.option("--layer", "layers", multiple=True, help="A layer to verify, conv2d say; again for more. Default: all.")
 @click.option("--images", default=2, show_default=True, type=click.IntRange(1, 2000), help="Digits fed to the network.")
+@click.option("--sample", is_flag=True, help="Every sixth case of the table, as `make study` takes them.")
 @click.option("--all", "everything", is_flag=True, help="Every result, not only the worst of a layer.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the checks here.")
 def verify(
-    names: tuple[str, ...], layers: tuple[str, ...], images: int, everything: bool, json_file: Path | None
+    names: tuple[str, ...],
+    layers: tuple[str, ...],
+    images: int,
+    sample: bool,
+    everything: bool,
+    json_file: Path | None,
 ) -> None:
     """Compare every layer, forward and backward, with torch: on real digits, then on the table of cases."""
-    network, cases = _checks(names, layers, images)
+    network, cases, few = _checks(names, layers, images, sample)
     output = Console(width=max(100, Console().width))
     for (dtype,), found in _grouped(network, "dtype").items():
         output.print(_digits_table(dtype, found if everything else _worst(found)))
-    output.print(_cases_table(cases))
+    output.print(_cases_table(cases, few))
     output.print(
         "MSE, max error: against torch in the same dtype. Error: against torch in float64, torch's own beside it. "
         "Bound used: the largest share of the allowed error; exact: bit for bit, as max_pool2d, relu, flatten must be."
     )
     if json_file is not None:
-        _write_checks(json_file, network, cases)
+        _write_checks(json_file, network, cases, few)
     wrong = [one for one in (*network, *cases) if not one.ok]
     for one in wrong:
         output.print(f"wrong: {one.variant} {one.layer} {one.case} {one.quantity} {one.dtype}: {one.max_error:.3g}")
@@ -76,14 +82,16 @@ def verify(
     sys.exit(WRONG_RESULTS if wrong else 0)
 
 
-def _checks(names: tuple[str, ...], layers: tuple[str, ...], images: int) -> tuple[list[Any], list[Any]]:
-    """Check the variants on digits and on the table of cases."""
+def _checks(
+    names: tuple[str, ...], layers: tuple[str, ...], images: int, sample: bool
+) -> tuple[list[Any], list[Any], set[str]]:
+    """Check the variants on digits and on the table of cases; also return which saw only a sample of the table."""
     from dataclasses import replace
 
     import numpy as np
 
     from jitconv import adversary, data, variants
-    from jitconv.cases import CASES, Case, sampled
+    from jitconv.cases import CASES, COMPILES_EACH, EVERY, Case
     from jitconv.verify import Check, check, network_cases
 
     known = dict.fromkeys(case.layer for case in CASES)
@@ -109,16 +117,17 @@ def _checks(names: tuple[str, ...], layers: tuple[str, ...], images: int) -> tup
         found = [one for dtype in DTYPES for case in cases for one in check(case, runs_as.name, dtype, device=device)]
         return [replace(one, variant=variant.name) for one in found]
 
+    few = {v.name for v in chosen if sample or (v.name in COMPILES_EACH and v.name not in names)}
     on_digits, on_table = [], []
     with np.errstate(invalid="ignore", over="ignore"), warnings.catch_warnings():
         # Some cases are made of NaN and infinity, and one makes torch mention a copy.
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
         for variant in _counted(chosen, "verifying"):
             on_digits += checks(digits, variant)
-            on_table += checks(table if variant.name in names else sampled(variant.name, table), variant)
+            on_table += checks(table[::EVERY] if variant.name in few else table, variant)
             if variant.bounds and "conv2d" in (layers or known):
                 on_table += [one for dtype in DTYPES for one in adversary.check_bounds(variant.name, dtype)]
-    return on_digits, on_table
+    return on_digits, on_table, few
 
 
 def _digits_table(dtype: str, checks: list[Any]) -> Table:
@@ -134,10 +143,8 @@ def _digits_table(dtype: str, checks: list[Any]) -> Table:
     return table
 
 
-def _cases_table(checks: list[Any]) -> Table:
+def _cases_table(checks: list[Any], few: set[str]) -> Table:
     """Return a row for each layer and a column for each variant: the largest share of the bound in the cases."""
-    from jitconv.cases import COMPILES_EACH
-
     table = Table("layer", title="The table of cases (shapes, strides, NaN, ties, layouts, …): bound used")
     table.add_column("results", justify="right")
     for (variant,) in _grouped(checks, "variant"):
@@ -146,13 +153,12 @@ def _cases_table(checks: list[Any]) -> Table:
         by_variant = _grouped(found, "variant").values()
         worst = [max(group, key=lambda one: one.bound_used) for group in by_variant]
         table.add_row(layer, str(max(map(len, by_variant))), *map(_share, worst))
-    for (variant,), found in _grouped(checks, "variant").items():
-        if variant in COMPILES_EACH:
-            table.caption = f"{variant}: {len(found)} results; on all cases: jitconv verify --variant {variant}"
+    if few:
+        table.caption = f"a sample of the cases: {', '.join(sorted(few))}; on all: jitconv verify --variant NAME"
     return table
 
 
-def _write_checks(path: Path, network: list[Any], cases: list[Any]) -> None:
+def _write_checks(path: Path, network: list[Any], cases: list[Any], few: set[str]) -> None:
     from dataclasses import asdict
 
     from jitconv import machine
@@ -164,6 +170,7 @@ def _write_checks(path: Path, network: list[Any], cases: list[Any]) -> None:
         "cases": [
             {"layer": layer, "variant": variant, "dtype": dtype, "results": len(found)}
             | {"wrong": sum(not one.ok for one in found), "bound_used": max(one.bound_used for one in found)}
+            | {"sample": variant in few}
             for (layer, variant, dtype), found in _grouped(cases, "layer", "variant", "dtype").items()
         ],
     }
@@ -184,8 +191,9 @@ def _write_checks(path: Path, network: list[Any], cases: list[Any]) -> None:
 @click.option("--threads", type=click.IntRange(1), help="CPU cores.  [default: as many as torch takes]")
 @click.option("--limit", type=click.IntRange(1), help="Train on so many images an epoch; its time is then estimated.")
 @click.option("--graph", is_flag=True, help="Replay each step as one CUDA graph; for CUDA devices.")
+@click.option("--compile", help="Train through torch.compile with this backend: jitconv, inductor.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of --out.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/DATA-VARIANT]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/DATA-VARIANT or DATA-BACKEND]")
 def train(name: str, variant: str | None, device: str, resume: bool, out: Path | None, **options: Any) -> None:
     """Train SimpleConvNet; writes result.json, epochs.csv and a checkpoint after every epoch.
 
@@ -196,7 +204,7 @@ def train(name: str, variant: str | None, device: str, resume: bool, out: Path |
 
     chosen = variants.resolve(variant, device.partition(":")[0]).name
     config = Config(chosen, data=name, device=device, **options)
-    folder = out or Path("runs") / f"{config.data}-{config.variant}"
+    folder = out or Path("runs") / f"{config.data}-{config.compile or config.variant}"
     run = Run(config, folder, resume)
     progress.quiet = distributed.rank() > 0
 

@@ -147,3 +147,12 @@ def test_the_same_seed_gives_the_same_batches_to_every_variant(tmp_path: Path) -
     assert not torch.equal(orders[0][0], next(first.batches(2)))
     assert torch.cat(orders[0]).sort().values.equal(torch.arange(len(first.labels))), "every image once"
     assert torch.equal(first.model.fc1.weight, second.model.fc1.weight)
+
+
+def test_a_compiled_run_takes_the_same_steps(tmp_path: Path) -> None:
+    """Its last batch is smaller than the others: another shape, which is compiled before the first epoch too."""
+    eager = run(tmp_path / "eager", variant="jit-tiled", limit=300)
+    compiled = run(tmp_path / "compiled", variant="jit-tiled", limit=300, compile="jitconv")
+    np.testing.assert_allclose(compiled.first_losses, eager.first_losses, rtol=1e-4)
+    with pytest.raises(ValueError, match="compile must be a backend of torch.compile .*, got 'fast'"):
+        Config("jit-tiled", compile="fast")

@@ -10,7 +10,7 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, trained_through
 from jitconv.report.words import named
 
 SANS = "system-ui, -apple-system, Segoe UI, Noto Sans, DejaVu Sans, sans-serif"
@@ -309,7 +309,7 @@ def _training(trainings: list[dict[str, Any]]) -> Any:
     for run in whole:
         if run["images"] == most:
             for epoch in run["epochs"]:
-                found[run["config"]["variant"], epoch["epoch"]].append(epoch["accuracy"])
+                found[trained_through(run), epoch["epoch"]].append(epoch["accuracy"])
     if not found:
         return None
     frame = pd.DataFrame(

@@ -15,6 +15,7 @@ from jitconv.report.intervals import Interval
 
 OURS, BASELINE, PLAN = "jit-tiled", "torch", "jitconv plan"
 GPU_TIMES = ("kernel_seconds", "end_to_end_seconds")  # beside `seconds`, from a call until it is done
+COMPILED_BY = {"jitconv": PLAN, "inductor": "torch.compile"}  # backends of torch.compile, as the rows call them
 KEY = ("group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "axis", "size")
 QUIET, NOISY = 0.03, 0.10  # how far nine of ten A/A pairs may differ on a machine that is quiet, noisy
 LATE, BUSY = 0.35, 0.1  # cores: taken by others beyond those left over; used beyond those given
@@ -228,3 +229,10 @@ def _fill(found: Results, rows: list[Row]) -> None:
         theirs = baseline.get(row.work_key)
         if theirs is not None and theirs is not row:
             row.ratio = found.ratio(theirs, row)
+
+
+def trained_through(run: dict[str, Any]) -> str:
+    """Return what a training run went through: its variant, or the compiler of its network."""
+    config = run["config"]
+    compiled_by = config.get("compile")
+    return COMPILED_BY.get(compiled_by, compiled_by) if compiled_by else config["variant"]

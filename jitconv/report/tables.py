@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from jitconv.report.first import ENGINES
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, trained_through
 from jitconv.report.words import cores, digits, named, percent, ratio, seconds, times
 
 HEAT = ("layers", "resnet", "products")
@@ -252,14 +252,15 @@ def correctness(results: Results) -> dict[str, Any]:
     ]
     by_variant: dict[str, dict[str, Any]] = {}
     for each in results.cases:
-        line = by_variant.setdefault(each["variant"], {"results": 0, "wrong": 0, "used": 0.0})
+        line = by_variant.setdefault(each["variant"], {"results": 0, "wrong": 0, "used": 0.0, "sample": False})
         line["results"] += each["results"]
         line["wrong"] += each["wrong"]
+        line["sample"] = line["sample"] or each.get("sample", False)
         line["used"] = max(line["used"], each["bound_used"])
     cases = [
         {
             "name": name,
-            "results": f"{by_variant[name]['results']:,}",
+            "results": f"{by_variant[name]['results']:,}" + ", a sample" * by_variant[name]["sample"],
             "wrong": by_variant[name]["wrong"],
             "used": percent(by_variant[name]["used"]),
         }
@@ -272,7 +273,7 @@ def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a line for each variant and data set: mean accuracy over seeds with its 95 % interval."""
     lots: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        lots[run["config"]["data"], run["config"]["variant"], len(run["epochs"])].append(run)
+        lots[run["config"]["data"], trained_through(run), len(run["epochs"])].append(run)
     lines = []
     for (data, variant, epochs), found in lots.items():
         accuracies = [run["epochs"][-1]["accuracy"] for run in found if run["epochs"][-1]["accuracy"] is not None]
