@@ -13,6 +13,10 @@ COMPILED = tuple(name for name in CPU_VARIANTS if name not in ("interpreted", "t
 ANY_SHAPE = tuple(name for name in COMPILED if name not in COMPILES_EACH)  # whose code takes any shape
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="all rows where a sample is tested otherwise (guard pages)")
+
+
 @pytest.fixture(params=CPU_VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
     return request.param
