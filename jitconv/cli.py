@@ -193,7 +193,11 @@ def _write_checks(path: Path, network: list[Any], cases: list[Any], few: set[str
 @click.option("--graph", is_flag=True, help="Replay each step as one CUDA graph; for CUDA devices.")
 @click.option("--compile", help="Train through torch.compile with this backend: jitconv, inductor.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of --out.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/DATA-VARIANT or DATA-BACKEND]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder.  [default: runs/DATA-VARIANT or DATA-BACKEND]",
+)
 def train(name: str, variant: str | None, device: str, resume: bool, out: Path | None, **options: Any) -> None:
     """Train SimpleConvNet; writes result.json, epochs.csv and a checkpoint after every epoch.
 

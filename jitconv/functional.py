@@ -171,11 +171,11 @@ def cross_entropy(
     by_index = shapes.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     tensors, name = (input, target, weight), variant.name
     if not by_index and not variant.whole:
-        return Composite(tensors, partial(_soft_cross_entropy, *tensors, reduction, label_smoothing, name))
+        options = {"reduction": reduction, "smoothing": label_smoothing, "variant": name}
+        return Composite(tensors, partial(_soft_cross_entropy, **options))
     if by_index and target.dtype not in (torch.int64, np.dtype(np.int64)) and not variant.whole:
-        wide = target.long() if isinstance(target, torch.Tensor) else target.astype(np.int64)
         options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        return Composite(tensors, partial(cross_entropy, input, wide, weight, variant=name, **options))
+        return Composite(tensors, lambda x, bytes, w: cross_entropy(x, bytes.long(), w, variant=name, **options))
     args = *tensors, ignore_index, float(label_smoothing)
     single: dict[str, Any] = {"views": {0: (1, *input.shape), 1: (1,)}} if input.ndim == 1 else {}
     if reduction != "none" and "reduced_cross_entropy" in variant.ops and not is_observed():  # vmap folds single losses
@@ -200,8 +200,8 @@ def _along(layer: str, input: Array, dim: int | None, dtype: Any) -> tuple[Array
 
 
 def _soft_cross_entropy(
-    input: Array, target: Array, weight: Array | None, reduction: str, smoothing: float, variant: str
-) -> Array:
+    input: torch.Tensor, target: torch.Tensor, weight: Any, reduction: str, smoothing: float, variant: str
+) -> torch.Tensor:
     """−Σ_c w[c] · t[c] · log_softmax(input)[c] with t = (1 − ε)·target + ε/C; 'mean' counts every sample as one."""
     class_dim = 0 if input.ndim == 1 else 1
     log_p = log_softmax(input, class_dim, variant=variant)
@@ -209,16 +209,10 @@ def _soft_cross_entropy(
     if weight is not None:
         pulls = pulls * weight.reshape(-1, *[1] * (input.ndim - class_dim - 1))
     losses = -(log_p * pulls).sum(class_dim)
-    return _reduced(losses, np.float64(math.prod(losses.shape)), reduction)
+    return _reduced(losses, losses.new_tensor(losses.numel()), reduction)
 
 
-def _reduced(losses: Array, weights: Array, reduction: str) -> Array:
+def _reduced(losses: torch.Tensor, weights: torch.Tensor, reduction: str) -> torch.Tensor:
     if reduction == "none":
         return losses
-    total = losses.sum()
-    if isinstance(total, torch.Tensor):
-        return total / weights.sum() if reduction == "mean" else total
-    if reduction == "mean":
-        with np.errstate(invalid="ignore"):  # no sample at all has the mean NaN, as in torch
-            total = total / weights.sum()
-    return np.asarray(total, losses.dtype)
+    return losses.sum() / weights.sum() if reduction == "mean" else losses.sum()

@@ -63,10 +63,10 @@ class Request(NamedTuple):
 
 
 class Composite(NamedTuple):
-    """A layer that other layers and torch or NumPy compute; args: the tensors it is given."""
+    """A layer that other layers and torch compute, from the tensors `args`."""
 
     args: tuple[Any, ...]
-    compute: Callable[[], Any]
+    compute: Callable[..., Any]
 
     def is_half(self) -> bool:
         return any(map(_is_half, self.args))
@@ -77,24 +77,28 @@ class Ready:
 
     def __init__(self, request: Request, variant: Variant, names: Sequence[str]) -> None:
         op = request.op
+        self.arrays = isinstance(request.args[0], np.ndarray)
         self.channels_last = request.is_channels_last()
         self.request = request._replace(args=())  # keeps no tensor alive
         wanted = ["input"]
         if op is not None:
-            self.bound = Bound(op, variant, request.seen(request.args), request.results)
+            args = request.seen([*map(_tensor, request.args)])
+            self.bound = Bound(op, variant, args, request.results, self.arrays)
             wanted = op.arguments[: op.tensors]
         self.places = [names.index(name) if name in names else None for name in wanted]
         # How many of the first arguments are the op's tensors, where there is nothing else to be done with them.
-        other = op is None or request.views or request.finish or self.channels_last
+        other = op is None or request.views or request.finish or self.channels_last or self.arrays
         self.straight = 0 if other or self.places != [*range(len(self.places))] else len(self.places)
 
     def __call__(self, given: Sequence[Any]) -> Any:
         if self.straight:
             return self.bound(*given[: self.straight])
-        tensors: list[Any] = [None if place is None else given[place] for place in self.places]
+        tensors: list[Any] = [None if place is None else _tensor(given[place]) for place in self.places]
         if self.request.op is None:
-            return tensors[0].reshape(self.request.result)
-        return self.request.returned(self.bound(*self.request.seen(tensors)), self.channels_last)
+            results = tensors[0].reshape(self.request.result)
+        else:
+            results = self.request.returned(self.bound(*self.request.seen(tensors)), self.channels_last)
+        return _arrays(results) if self.arrays else results
 
 
 def layer(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,17 +114,17 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
         given = (*args, *options.values()) if options else args
         shapes_key = None if known is None else _key(given)
         if known is None or shapes_key is None:
-            return _run_once(check, args, options, variant)
+            return _run_once(run, args, options, variant)
         key = (check, *options, *shapes_key)
         try:
             ready = known.calls.get(key)
         except TypeError:  # something that no layer takes for an option, which it will say
-            return _run_once(check, args, options, variant)
+            return _run_once(run, args, options, variant)
         if ready is None:
             known = _resolve(variant, args[0] if args else options.get("input"))  # raises where it cannot run
             request = check(*args, variant=known, **options)
             if not isinstance(request, Request) or request.is_half():
-                return _run_once(check, args, options, variant)
+                return _run_once(run, args, options, variant)
             ready = Ready(request, known, (*parameters[: len(args)], *options))
             if len(known.calls) >= CALLS:
                 known.calls.clear()
@@ -130,16 +134,19 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _run_once(check: Callable[..., Any], args: Sequence[Any], options: dict[str, Any], variant: str | None) -> Any:
+def _run_once(run: Any, args: Sequence[Any], options: dict[str, Any], variant: str | None) -> Any:
     """Run a layer for what is not bound: whole variants, half precision, compilers and others who look on."""
     chosen = _resolve(variant, args[0] if args else options.get("input"))
-    request = check(*args, variant=chosen, **options)
+    request = run.__wrapped__(*args, variant=chosen, **options)
+    if isinstance(request.args[0], np.ndarray):
+        options = {name: _tensor(value) for name, value in options.items()}
+        return _arrays(run(*map(_tensor, args), variant=chosen.name, **options))
     if chosen.whole and not isinstance(request, Composite):
-        return _whole(chosen.ops[_name(check)], args, options)
+        return chosen.ops[_name(run)](*args, **options)
     if request.is_half() and not chosen.whole:
-        return _in_float32(check, request.args[0], args, options, chosen.name)
+        return _in_float32(run, request.args[0], args, options, chosen.name)
     if isinstance(request, Composite):
-        return request.compute()
+        return request.compute(*request.args)
     if request.op is None:
         return request.args[0].reshape(request.result)
     results = request.op(chosen, *request.seen(request.args))
@@ -148,23 +155,13 @@ def _run_once(check: Callable[..., Any], args: Sequence[Any], options: dict[str,
     return request.returned(results, request.is_channels_last())
 
 
-def _in_float32(
-    check: Callable[..., Any], input: torch.Tensor, args: Sequence[Any], options: dict[str, Any], variant: str
-) -> Any:
+def _in_float32(run: Any, input: torch.Tensor, args: Sequence[Any], options: dict[str, Any], variant: str) -> Any:
     """Run a layer in float32 and cast what it returns to input's dtype."""
     widened = {name: _float32(value) for name, value in options.items()}
-    results = layer(check)(*map(_float32, args), variant=variant, **widened)
-    if _name(check) in FLOAT32_UNDER_AUTOCAST and torch.is_autocast_enabled(input.device.type):
+    results = run(*map(_float32, args), variant=variant, **widened)
+    if _name(run) in FLOAT32_UNDER_AUTOCAST and torch.is_autocast_enabled(input.device.type):
         return results
     return (results[0].to(input.dtype), *results[1:]) if isinstance(results, tuple) else results.to(input.dtype)
-
-
-def _whole(function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:
-    """Call a complete torch function, through tensors that share the memory of NumPy arrays."""
-    if not any(isinstance(value, np.ndarray) for value in (*args, *options.values())):
-        return function(*args, **options)
-    result = function(*map(_tensor, args), **{name: _tensor(value) for name, value in options.items()})
-    return tuple(r.numpy() for r in result) if isinstance(result, tuple) else result.numpy()
 
 
 def _resolve(variant: str | None, input: Any) -> Variant:
@@ -172,8 +169,8 @@ def _resolve(variant: str | None, input: Any) -> Variant:
     return variants.resolve(variant, "cpu" if device == "meta" else device)
 
 
-def _name(check: Callable[..., Any]) -> str:
-    return check.__name__.lstrip("_")
+def _name(run: Any) -> str:
+    return str(run.__name__).lstrip("_")
 
 
 def _key(given: Sequence[Any]) -> tuple[Any, ...] | None:
@@ -205,7 +202,13 @@ def _float32(value: Any) -> Any:
 
 
 def _tensor(value: Any) -> Any:
+    """A tensor in the memory of a NumPy array; anything else as it is."""
     return torch.from_numpy(np.require(value, requirements=["C", "W"])) if isinstance(value, np.ndarray) else value
+
+
+def _arrays(results: Any) -> Any:
+    """NumPy arrays in the memory of one tensor or several."""
+    return tuple(result.numpy() for result in results) if isinstance(results, tuple) else results.numpy()
 
 
 def _is_channels_last(x: Any) -> bool:

@@ -1,7 +1,7 @@
 """What an Op is, and the one way from a call to a kernel: bind once, run often.
 
-ops.py declares every op. An Op takes NumPy arrays and tensors: eagerly (`Bound`), and as an operator of torch where
-somebody wants to see it: a compiler, torch.export, torch.func, a dispatch mode, the meta device.
+ops.py declares every op. An Op takes tensors: eagerly (`Bound`), and as an operator of torch where somebody wants to
+see it: a compiler, torch.export, torch.func, a dispatch mode, the meta device. Kernels of the CPU get NumPy arrays.
 """
 
 import functools
@@ -123,7 +123,7 @@ class Op:
         )
 
     def __call__(self, variant: Variant, *args: Any) -> Any:
-        """Return the result, or the tuple of results, of the variant's kernel on NumPy arrays or on tensors."""
+        """Return the result, or the tuple of results, of the variant's kernel."""
         if is_observed() or any(map(_is_special, args)):
             if not is_compiling():
                 if tracing_state() is not None:
@@ -180,7 +180,7 @@ class Op:
 class Call:
     """An op called with some arguments: what its gradients need to know.
 
-    arguments: by name, of arrays and tensors the shapes alone.
+    arguments: by name, of tensors the shapes alone.
     """
 
     def __init__(self, op: Op, variant: Variant, args: Sequence[Any]) -> None:
@@ -223,13 +223,16 @@ class Call:
 
 
 class Bound(Call):
-    """A call bound to the shapes of its tensors, and so to a kernel: call it with such tensors or arrays.
+    """A call bound to the shapes of its tensors, and so to a kernel: call it with such tensors.
 
     They are no longer checked. All that follows from their shapes is worked out here, once.
     wanted: how many of the op's results are returned; a last one that is not, and that no gradient needs, is not kept.
+    arrays: the tensors are somebody's NumPy arrays, and kernels that take tensors as they come get arrays too.
     """
 
-    def __init__(self, op: Op, variant: Variant, args: Sequence[Any], wanted: int | None = None) -> None:
+    def __init__(
+        self, op: Op, variant: Variant, args: Sequence[Any], wanted: int | None = None, arrays: bool = False
+    ) -> None:
         super().__init__(op, variant, args)
         tensors, names, shapes = args[: op.tensors], op.arguments[: op.tensors], [*map(tuple, op.shapes(*args))]
         first, constants = args[0], args[op.tensors : op.kernel_arguments]
@@ -239,36 +242,28 @@ class Bound(Call):
         given = [self.absent.get(i, tensor) for i, tensor in enumerate(tensors)]
         self.steps: dict[str, tuple[Bound, list[int | None]]] = {}
 
-        dtype = numpy_dtype(first.dtype)
-        self.outs = [
-            (shape, np.dtype(np.int64) if name == "indices" else dtype)
+        self.prototypes = [
+            first.new_empty((), dtype=torch.int64 if name == "indices" else None).expand(shape)
             for name, shape in zip(op.results, shapes, strict=True)
         ]
-        arrays = [*((tuple(t.shape), numpy_dtype(t.dtype)) for t in given), *self.outs]
         self.seen = [
-            (op.seen(name, shape, self.arguments), dtype)
-            for name, (shape, dtype) in zip((*names, *op.results), arrays, strict=True)
+            (op.seen(name, tuple(tensor.shape), self.arguments), numpy_dtype(tensor.dtype))
+            for name, tensor in zip((*names, *op.results), (*given, *self.prototypes), strict=True)
         ]
         self.kernel = None if all(0 in shape for shape in shapes) else self._chosen_kernel()
         self.packs: dict[int, Any] = getattr(self.kernel, "packs", {})
-        self.numpy = isinstance(first, np.ndarray)
-        if not self.numpy:
-            self.prototypes = [
-                first.new_empty((), dtype=torch.int64 if name == "indices" else None).expand(shape)
-                for name, shape in zip(op.results, shapes, strict=True)
-            ]
-            self.plain = variant.tensors or all(map(_is_plain, given))
-            self.large = first.is_cpu and max(map(math.prod, shapes)) * first.itemsize >= LARGE
-            self.by_address = first.is_cpu and not variant.tensors
-            self.memory = [(s, d, memory_of(math.prod(s) * d.itemsize)) for s, d in self.seen]
-            self.leaves_out = self.wanted < len(shapes) and getattr(variant.ops[op.name], "leaves_out", False)
-            self.nothing = np.empty((0,) * len(self.outs[-1][0]), self.outs[-1][1])
+        self.arrays = arrays
+        self.by_address = first.is_cpu and (arrays or not variant.tensors)
+        self.plain = not self.by_address or all(map(_is_plain, given))
+        self.large = first.is_cpu and max(map(math.prod, shapes)) * first.itemsize >= LARGE
+        self.memory = [(s, d, memory_of(math.prod(s) * d.itemsize)) for s, d in self.seen]
+        self.leaves_out = self.wanted < len(shapes) and getattr(variant.ops[op.name], "leaves_out", False)
+        self.nothing = np.empty((0,) * len(shapes[-1]), self.seen[-1][1])
 
     def _filled(self, name: str, args: Sequence[Any]) -> Any:
         """What stands for a tensor that is None."""
         value, length = self.op.fills[name]
-        first, size = args[0], (length(*args),)
-        return np.full(size, value, first.dtype) if isinstance(first, np.ndarray) else first.new_full(size, value)
+        return args[0].new_full((length(*args),), value)
 
     def _chosen_kernel(self) -> Any:
         kernel: Any = self.variant.ops[self.op.name]
@@ -279,12 +274,9 @@ class Bound(Call):
 
     def __call__(self, *tensors: Any) -> Any:
         """Return the result, or the tuple of results, with its gradient if somebody may ask for it."""
-        if self.numpy:
-            outs: list[Any] = self._run_on_arrays(tensors)
-        elif (torch.is_grad_enabled() and any_requires_grad(*tensors)) or in_forward_mode():
+        if (torch.is_grad_enabled() and any_requires_grad(*tensors)) or in_forward_mode():
             return _apply(self, *tensors)
-        else:
-            outs = self.run(tensors, self.leaves_out)
+        outs = self.run(tensors, self.leaves_out)
         return outs[0] if self.wanted == 1 else tuple(outs[: self.wanted])
 
     def run(self, tensors: Sequence[Any], leave_out: bool = False) -> list[Any]:
@@ -306,30 +298,16 @@ class Bound(Call):
             arrays = [tensor.reshape(shape) for tensor, (shape, _) in zip((*tensors, *outs), self.seen)]  # noqa: B905
         if self.packs:
             for place, pack in self.packs.items():
-                arrays[place] = packed(tensors[place], arrays[place], pack)
+                # An array's tensor is new at each call: there is nothing to keep it by.
+                arrays[place] = pack(arrays[place]) if self.arrays else packed(tensors[place], arrays[place], pack)
         if leave_out:
             arrays.append(self.nothing)
-        self._fill(arrays)
-        return outs
-
-    def _run_on_arrays(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        given = [
-            self.absent[i] if array is None else np.require(array, requirements=["C", "A", "W"])
-            for i, array in enumerate(arrays)
-        ]
-        outs = [np.empty(shape, dtype) for shape, dtype in self.outs]
-        seen = [array.reshape(shape) for array, (shape, _) in zip((*given, *outs), self.seen, strict=True)]
-        for place, pack in self.packs.items():
-            seen[place] = pack(seen[place])
-        self._fill(seen)
-        return outs
-
-    def _fill(self, arrays: list[Any]) -> None:
         count = self.op.tensors
         if self.op.check is not None:
             self.op.check(*arrays[:count], *self.constants)
         if self.kernel is not None:
             self.kernel(*arrays[:count], *self.constants, *arrays[count:])
+        return outs
 
     def backward(self, saved: Sequence[Any], grad: torch.Tensor, needs: Sequence[bool]) -> list[Any]:
         """Return the gradient of every tensor that needs one, None for the others; each op on the way is bound once."""
@@ -351,7 +329,7 @@ class Bound(Call):
             if not isinstance(step, Step):
                 return self._gradient(self.op.gradients, name, values)
             bound = Bound(_ops[step.op], self.variant, step.resolve(values))
-            bound.plain = self.variant.tensors  # others may have other strides
+            bound.plain = not bound.by_address  # others may have other strides
             sources = step.arguments[: bound.op.tensors]
             self.steps[name] = bound, [names.index(source) if source in names else None for source in sources]
         bound, places = self.steps[name]
@@ -409,9 +387,9 @@ def _is_special(value: Any) -> bool:
     )
 
 
-def _is_plain(array: Any) -> bool:
+def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether a kernel may take a tensor as it lies in memory."""
-    return isinstance(array, np.ndarray) or (array.is_contiguous() and not array.is_neg())
+    return tensor.is_contiguous() and not tensor.is_neg()
 
 
 def _one_or_all(results: Sequence[Any]) -> Any:
@@ -419,5 +397,5 @@ def _one_or_all(results: Sequence[Any]) -> Any:
 
 
 @functools.cache
-def numpy_dtype(dtype: Any) -> np.dtype[Any]:
-    return torch.empty(0, dtype=dtype).numpy().dtype if isinstance(dtype, torch.dtype) else np.dtype(dtype)
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype

@@ -154,5 +154,5 @@ def test_a_compiled_run_takes_the_same_steps(tmp_path: Path) -> None:
     eager = run(tmp_path / "eager", variant="jit-tiled", limit=300)
     compiled = run(tmp_path / "compiled", variant="jit-tiled", limit=300, compile="jitconv")
     np.testing.assert_allclose(compiled.first_losses, eager.first_losses, rtol=1e-4)
-    with pytest.raises(ValueError, match="compile must be a backend of torch.compile .*, got 'fast'"):
+    with pytest.raises(ValueError, match=r"compile must be a backend of torch\.compile .*, got 'fast'"):
         Config("jit-tiled", compile="fast")

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from jitconv.report.read import OURS, PLAN, Results, Row, level
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
 from jitconv.report.words import cores, digits, named, ratio, seconds, times
 
 ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "jax")  # those that ours is ranked against
@@ -14,9 +14,9 @@ STEP = ("training step, 64", "training step, 64")
 RUNGS = (  # of the hero, slowest to fastest: variant, what changed
     ("interpreted", "every number a tensor, as in the homework"),
     ("interpreted-numpy", "the same loops on NumPy arrays"),
-    ("jit", "the same source, compiled"),
+    ("jit", "compiled"),
     ("jit-parallel", "its outermost loop shared out"),
-    ("jit-static", "the same source, told its sizes"),
+    ("jit-static", "told its sizes"),
     (OURS, "vector registers by hand, no plain loop any more"),
     (PLAN, "the whole network as one call"),
 )
@@ -45,10 +45,18 @@ def _climb(results: Results) -> Markup:
         return Markup("")
     plan = f" and, planned as one call, <b>{seconds(found[PLAN])}</b>" if PLAN in found else ""
     return Markup(
-        f"One image through the network takes the loops as they stand {seconds(found['interpreted'])} interpreted and "
-        f"<b>{seconds(found['jit'])}</b> compiled, which beats no library; rewritten for vector registers, which is no "
-        f"plain loop any more, <b>{seconds(found[OURS])}</b>{plan}."
+        f"One image through the network takes {seconds(found['interpreted'])} in plain loops as Python interprets "
+        f"them, and <b>{seconds(found['jit'])}</b> in the same loops compiled{_beside_torch(found, 'jit')}; rewritten "
+        f"for vector registers, which are no plain loops any more, <b>{seconds(found[OURS])}</b>{plan}."
     )
+
+
+def _beside_torch(found: dict[str, float], name: str) -> str:
+    """How a time compares with torch's, in words."""
+    if BASELINE not in found:
+        return ""
+    factor = found[name] / found[BASELINE]
+    return f", {digits(max(factor, 1 / factor), 2)} times {'as long as' if factor > 1 else 'as fast as'} torch"
 
 
 def _race(results: Results) -> Markup:
@@ -66,9 +74,7 @@ def _race(results: Results) -> Markup:
     others = {row.variant for row in results.pick(group="network") if row.variant in ENGINES}
     missing = [named(name) for name in ENGINES if name not in others]
     note = f" Not in this run: {', '.join(missing)}." if missing else ""
-    return Markup(
-        f"Against the fastest other engine, on one core, that is so many times the speed: {', '.join(parts)}.{note}"
-    )
+    return Markup(f"On one core it is so many times as fast as the fastest other engine: {', '.join(parts)}.{note}")
 
 
 def _layers(results: Results) -> Markup:
