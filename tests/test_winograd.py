@@ -15,7 +15,7 @@ from jitconv.cases import CASES, normal
 from jitconv.variants.simd import lanes_of
 from jitconv.variants.winograd import Bound, bounds, pack_for
 from jitconv.variants.winograd.table import BLOCK_BYTES, BLOCK_TILES, Geometry, blocking, method
-from jitconv.variants.winograd.transforms import POINTS, input_tile, matrices, output_tile, weight_tile
+from jitconv.variants.winograd.transforms import POINTS, Square, input_tile, matrices, output_tile, weight_tile
 from jitconv.verify import Expected
 
 NAME, DTYPES = "jit-winograd", ["float32", "float64"]
@@ -28,19 +28,23 @@ def bound_to(x: tuple[int, ...], w: tuple[int, ...], out: tuple[int, ...], paddi
 
 
 @njit
+def _square(x):
+    return Square(0, x.shape[1] * x.shape[2], x.shape[2])
+
+
+@njit
 def _input(points, x, y):
-    input_tile(points, x, 0, x.shape[1] * x.shape[2], x.shape[2], y, 0, y.shape[1] * y.shape[2], y.shape[2])
+    input_tile(points, x, _square(x), y, _square(y))
 
 
 @njit
 def _weight(points, x, y):
-    weight_tile(points, x, 0, x.shape[1] * x.shape[2], x.shape[2], y, 0, y.shape[1] * y.shape[2], y.shape[2])
+    weight_tile(points, x, _square(x), y, _square(y))
 
 
 @njit
 def _output(points, x, y, bias, low, high):
-    rows, columns = (x.shape[1] * x.shape[2], x.shape[2]), (y.shape[1] * y.shape[2], y.shape[2])
-    return output_tile(points, x, 0, rows[0], rows[1], y, 0, columns[0], columns[1], bias, 0, low, high)
+    return output_tile(points, x, _square(x), y, _square(y), bias, 0, (low, high))
 
 
 @pytest.mark.parametrize("m", POINTS)

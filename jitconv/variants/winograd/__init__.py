@@ -17,16 +17,9 @@ from jitconv.variants.threads import Kernel
 from jitconv.variants.tiled.kernel import Choice
 from jitconv.variants.tiled.table import TwoOps, choose_max_pool2d
 from jitconv.variants.winograd import bounds, kernels
-from jitconv.variants.winograd.kernels import LINE, SKEW, TAPS, Filters
-from jitconv.variants.winograd.table import Geometry, Shape, blocking, geometry_of, method
+from jitconv.variants.winograd.kernels import SKEW, TAPS, Arrays, Conv, Filters, aligned
+from jitconv.variants.winograd.table import Geometry, Pair, Shape, blocking, geometry_of, method
 from jitconv.variants.winograd.transforms import POINTS
-
-
-def _aligned(count: int, dtype: np.dtype[Any]) -> np.ndarray:
-    room = np.empty(count + LINE // dtype.itemsize, dtype)
-    skip = -room.ctypes.data % LINE // dtype.itemsize
-    return room[skip : skip + count]
-
 
 RECTIFIED, TRANSPOSED = ("conv2d_relu",), ("conv2d_grad_input",)  # what these ops do beside conv2d
 
@@ -54,7 +47,7 @@ class Pack:
         filters, step = self.filters(weight.reshape(-1), weight.shape), lanes_of(weight.dtype)
         panels, channels = -(-filters.K // (NR_VECTORS * step)), -(-filters.C // step) * step
         size = self.groups * panels * (self.m + 2) ** 2 * (channels * NR_VECTORS * step + SKEW)
-        packed = _aligned(size + weight.size, weight.dtype)
+        packed = aligned(size + weight.size, weight)
         packed[size:] = filters.numbers
         _pack(POINTS[self.m], filters, self.groups, packed[:size])
         return packed[size:] if math.isnan(packed[0]) else packed
@@ -66,34 +59,36 @@ pack_for = functools.cache(Pack)  # one function for one way to pack: whoever ca
 class Bound:
     """A convolution bound to its shapes: a kernel of its op, whose weight may come packed or not."""
 
-    def __init__(self, op: str, plain: Any, m: int, geometry: Geometry, weight: Shape, dtype: Any) -> None:
+    def __init__(
+        self, op: str, plain: Any, m: int, geometry: Geometry, padding: Pair, weight: Shape, dtype: Any
+    ) -> None:
         self.plain, self.weight, self.transposed = plain, weight, op in TRANSPOSED
         self.pack = pack_for(m, geometry.groups, self.transposed)
         self.packs = {1: self.pack}
-        limits = dtype.type(0 if op in RECTIFIED else -np.inf), dtype.type(np.inf)
-        self.options = POINTS[m], blocking(geometry, m, dtype), limits
+        low, high = dtype.type(0 if op in RECTIFIED else -np.inf), dtype.type(np.inf)
+        top, left = (padding[0] - 2, padding[1] - 2) if self.transposed else (-padding[0], -padding[1])
+        self.conv = Conv(POINTS[m], *blocking(geometry, m, dtype), top, left, low, high)
         self.no_bias = np.zeros(geometry.K * geometry.groups, dtype)
 
     def __call__(self, x: np.ndarray, weight: np.ndarray, *args: Any) -> None:
-        *bias, _, padding, _, out = args
+        *bias, _, _, _, out = args
         packed, size = weight if weight.ndim == 1 else self.pack(weight), math.prod(self.weight)
         numbers = packed[packed.size - size :]
         if packed.size == size:
             self.plain(x, numbers.reshape(self.weight), *args)
             return
         filters = self.pack.filters(numbers, self.weight)
-        corner = (padding[0] - 2, padding[1] - 2) if self.transposed else (-padding[0], -padding[1])
-        _convolve(*self.options, x, packed, filters, bias[0] if bias else self.no_bias, corner, out)
+        _convolve(self.conv, filters, Arrays(x, packed, bias[0] if bias else self.no_bias, out))
 
 
 def choose(op: str, arrays: Any, constants: Any) -> Any:
     """The kernel of conv2d, conv2d_relu or conv2d_grad_input for these arrays: by tiles, or jit-tiled's."""
     (x, dtype), (weight, _), *_, (out, _) = arrays
-    stride, _, dilation = constants
+    stride, padding, dilation = constants
     plain, transposed = _base[op].bind(arrays, constants), op in TRANSPOSED
     geometry = geometry_of(x, weight, out, transposed)
     m = method(geometry, weight, stride, dilation, transposed)
-    return plain if m is None else Bound(op, plain, m, geometry, weight, np.dtype(dtype))
+    return plain if m is None else Bound(op, plain, m, geometry, padding, weight, np.dtype(dtype))
 
 
 def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Any:

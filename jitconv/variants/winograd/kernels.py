@@ -20,7 +20,7 @@ from numba import literal_unroll
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import NR_VECTORS, fma_outer, lanes, load_add, store, transpose, zeros
 from jitconv.variants.tiled.product import HEIGHTS, NONE, clear, finite, share
-from jitconv.variants.winograd.transforms import TERMS, input_tile, output_tile, weight_tile
+from jitconv.variants.winograd.transforms import TERMS, Square, input_tile, output_tile, weight_tile
 from jitconv.variants.workers import each_worker
 
 LINE = 64  # bytes
@@ -41,28 +41,67 @@ class Filters(NamedTuple):
     C: int
 
 
-class Blocking(NamedTuple):
-    """What is computed at once: the tiles of so many images, lines and columns of tiles, or fewer."""
+class Conv(NamedTuple):
+    """z = max(low, min(high, filters ∗ x + bias)), stride 1, by F(m×m, 3×3); z[…, 0, 0] begins at x[…, top, left].
 
+    points: those of the transform, m / 2 of them; images, rows, columns: the tiles of a block, at most.
+    """
+
+    points: tuple[float, ...]
+    images: int
+    rows: int
+    columns: int
+    top: int
+    left: int
+    low: Any
+    high: Any
+
+
+class Arrays(NamedTuple):
+    """x: (N, groups·C, H, W), u: packed filters, bias: (groups·K,), out: (N, groups·K, H_out, W_out)"""
+
+    x: Any
+    u: Any
+    bias: Any
+    out: Any
+
+
+class Block(NamedTuple):
+    """Tiles: of so many images from n on, rows × columns of them from the tile at (row, column) on."""
+
+    n: int
+    row: int
+    column: int
     images: int
     rows: int
     columns: int
 
 
-class Block(NamedTuple):
-    """Images, lines and columns of tiles: from the first of each pair to the second, without it."""
+class Workspace(NamedTuple):
+    """What a worker holds of one block.
 
-    images: tuple[int, int]
-    rows: tuple[int, int]
-    columns: tuple[int, int]
+    pixels: (rows, columns, lanes) of one image; v: (p, c / lanes, tile, lanes); sums: (p, tile, NR);
+    outputs: (rows, columns, lanes) of one image; overflow: (tile,), 1 where a number is not finite.
+    v_ld, sums_ld: from a p to the next.
+    """
+
+    pixels: Any
+    v: Any
+    sums: Any
+    outputs: Any
+    overflow: Any
+    v_ld: int
+    sums_ld: int
 
 
-@inner
 def aligned(count, like):
-    """An array of so many numbers, of an array's dtype, that begins at a cache line."""
-    room = np.empty(count + LINE // like.itemsize, like.dtype)
-    skip = -room.ctypes.data % LINE // like.itemsize
-    return room[skip : skip + count]
+    """An array of so many numbers, of the dtype of an array, that begins at a cache line."""
+    numbers = np.empty(count + LINE // like.itemsize, like.dtype)
+    first = -numbers.ctypes.data % LINE // like.itemsize
+    return numbers[first : first + count]
+
+
+_aligned = inner(aligned)
 
 
 @inner
@@ -73,7 +112,7 @@ def matrix_size(C, like):
 
 
 def pack(start, workers, points, filters, groups, u):
-    """Fill u, (groups, panels, (m + 2)², C, NR), with G g Gᵀ; with NaN in the first place if a filter is not finite."""
+    """Fill u, (groups, panels, (m + 2)², C, NR), with G g Gᵀ; u[0] is NaN if a filter is not finite."""
     if finite(filters.numbers):
         each_worker(start, workers, _pack, (points, filters, groups, u))
     else:
@@ -82,24 +121,23 @@ def pack(start, workers, points, filters, groups, u):
 
 @inner
 def _pack(worker, workers, points, filters, groups, u):
-    step, matrix, across = lanes(u), matrix_size(filters.C, u), 2 * len(points) + 2
-    width, size = NR_VECTORS * step, across * across * matrix
-    panels = (filters.K + width - 1) // width
-    mine, taps = share(groups * panels, worker, workers, 1), np.zeros(TAPS * step, u.dtype)
-    for panel in range(mine[0], mine[1]):
-        for k in range(panel % panels * width, panel % panels * width + width, step):
-            count = max(0, min(step, filters.K - k))
-            if count < step:
+    step, ld, across = lanes(u), matrix_size(filters.C, u), 2 * len(points) + 2
+    width, channels = NR_VECTORS * step, (ld - SKEW) // (NR_VECTORS * step)
+    panels, taps = (filters.K + width - 1) // width, np.zeros(TAPS * step, u.dtype)
+    begin, end = share(groups * panels * NR_VECTORS, worker, workers, 1)
+    for item in range(begin, end):  # a register of output channels
+        panel, k = item // NR_VECTORS, item // NR_VECTORS % panels * width + item % NR_VECTORS * step
+        count = max(0, min(step, filters.K - k))
+        clear(taps, 0, taps.size)
+        for c in range(channels):
+            if c == filters.C:
                 clear(taps, 0, taps.size)
-            for c in range((matrix - SKEW) // width):
-                if c == filters.C:
-                    clear(taps, 0, taps.size)
-                if c < filters.C:
-                    i = panel // panels * filters.group + k * filters.k_ld + c * filters.c_ld
-                    transpose_taps(filters.numbers, i, filters.k_ld, taps, count)
-                at = panel * size + c * width + k % width
-                first, down = filters.first * step, 3 * filters.step * step
-                weight_tile(points, taps, first, down, filters.step * step, u, at, across * matrix, matrix)
+            if c < filters.C:
+                i = panel // panels * filters.group + k * filters.k_ld + c * filters.c_ld
+                transpose_taps(filters.numbers, i, filters.k_ld, taps, count)
+            source = Square(filters.first * step, 3 * filters.step * step, filters.step * step)
+            target = Square(panel * across * across * ld + c * width + k % width, across * ld, ld)
+            weight_tile(points, taps, source, u, target)
 
 
 @inner
@@ -110,63 +148,31 @@ def transpose_taps(numbers, i, ld, taps, count):
         transpose(numbers, i + t, ld, taps, t * step, step, count, min(step, TAPS - t))
 
 
-def conv2d(start, workers, points, blocking, limits, x, packed, filters, bias, corner, out):
-    """z = max(low, min(high, filters ∗ x + bias)) with stride 1; z[…, 0, 0] has its first tap at x[…, corner]."""
-    each_worker(start, workers, _convolve, (points, blocking, limits, x, packed, filters, bias, corner, out))
+def conv2d(start, workers, conv, filters, arrays):
+    """Fill arrays.out."""
+    each_worker(start, workers, _convolve, (conv, filters, arrays))
 
 
 @inner
-def blocks_of(blocking, out, m):
-    """How many blocks there are of images, lines and columns of tiles; and how many lines and columns of tiles."""
-    N, _, H, W = out.shape
-    down, across = (H + m - 1) // m, (W + m - 1) // m
-    images, rows, columns = blocking.images, blocking.rows, blocking.columns
-    counts = (N + images - 1) // images, (down + rows - 1) // rows, (across + columns - 1) // columns
-    return counts, (N, down, across)
-
-
-@inner
-def block_at(index, counts, totals):
-    """Block number `index` of them, all about as large."""
-    n, row, column = index // (counts[1] * counts[2]), index // counts[2] % counts[1], index % counts[2]
-    return Block(
-        (n * totals[0] // counts[0], (n + 1) * totals[0] // counts[0]),
-        (row * totals[1] // counts[1], (row + 1) * totals[1] // counts[1]),
-        (column * totals[2] // counts[2], (column + 1) * totals[2] // counts[2]),
-    )
-
-
-@inner
-def _convolve(worker, workers, points, blocking, limits, x, u, filters, bias, corner, out):
-    m, step, C = 2 * len(points), lanes(x), filters.C
-    size, width = (m + 2) * (m + 2), NR_VECTORS * step
-    groups, panels = x.shape[1] // C, (filters.K + width - 1) // width
-    counts, totals = blocks_of(blocking, out, m)
-    blocks, mine = shares(worker, workers, counts[0] * counts[1] * counts[2], panels)
+def _convolve(worker, workers, conv, filters, arrays):
+    size, width = (2 * len(conv.points) + 2) ** 2, NR_VECTORS * lanes(arrays.x)
+    groups, panels = arrays.x.shape[1] // filters.C, (filters.K + width - 1) // width
+    blocks, mine = shares(worker, workers, blocks_of(conv, arrays.out), panels)
     if blocks[0] >= blocks[1] or mine[0] >= mine[1]:
         return
-    tiles, vectors = blocking.images * blocking.rows * blocking.columns, (C + step - 1) // step
-    v_ld, s_ld = vectors * tiles * step + SKEW, tiles * width + SKEW
-    v, s = aligned(size * v_ld, x), aligned(size * s_ld, x)
-    near = aligned((blocking.rows * m + 2) * (blocking.columns * m + 2) * step, x)
-    far, wrong = aligned(blocking.rows * m * blocking.columns * m * step, x), np.zeros(tiles, np.uint8)
-    group_bias = np.zeros(panels * width, x.dtype)
-    for g in range(groups):
-        group_bias[: filters.K] = bias[g * filters.K : (g + 1) * filters.K]
-        for index in range(blocks[0], blocks[1]):
-            block = block_at(index, counts, totals)
-            count = _transform_pixels(points, x, (g * C, (g + 1) * C), corner, block, near, v, tiles, v_ld)
-            for panel in range(mine[0], mine[1]):
-                for p in range(size):
-                    j = ((g * panels + panel) * size + p) * matrix_size(C, x)
-                    _products(v, p * v_ld, tiles * step, vectors, u, j, s, p * s_ld, count)
-                for k in range(panel * width, min((panel + 1) * width, filters.K), step):
-                    outputs = g * filters.K, k, min(step, filters.K - k)
-                    bad = _transform_sums(
-                        points, s, k % width, s_ld, outputs, group_bias, limits, block, far, wrong, out
-                    )
-                    if bad:
-                        _repair(m, x, g, filters, group_bias, limits, corner, block, wrong, outputs, out)
+    work, bias = workspace(conv, filters.C, arrays.x), padded(arrays.bias, groups, filters.K, panels * width)
+    for item in range(groups * (blocks[1] - blocks[0])):
+        g, index = item // (blocks[1] - blocks[0]), blocks[0] + item % (blocks[1] - blocks[0])
+        block = block_at(index, conv, arrays.out)
+        _transform_pixels(conv, arrays.x, g * filters.C, filters.C, block, work)
+        for panel in range(mine[0], mine[1]):
+            for p in range(size):
+                u_at = ((g * panels + panel) * size + p) * matrix_size(filters.C, arrays.x)
+                _products(work, p, filters.C, arrays.u, u_at, block.images * block.rows * block.columns)
+            for k in range(panel * width, min((panel + 1) * width, filters.K), lanes(arrays.x)):
+                overflow = _transform_sums(conv, g, k, filters.K, bias, block, work, arrays.out)
+                if overflow:
+                    _repair(conv, arrays.x, filters, g, k, bias, block, work.overflow, arrays.out)
 
 
 @inner
@@ -179,108 +185,174 @@ def shares(worker, workers, blocks, panels):
 
 
 @inner
-def _transform_pixels(points, x, channels, corner, block, near, v, tiles, v_ld):
-    """V of a block's tiles; returns how many they are."""
-    m, step = 2 * len(points), lanes(x)
-    rows, columns = (block.rows[1] - block.rows[0]) * m + 2, (block.columns[1] - block.columns[0]) * m + 2
-    top, left, count = block.rows[0] * m + corner[0], block.columns[0] * m + corner[1], 0
-    clear(near, 0, rows * columns * step)
-    for c in range(channels[0], channels[1], step):
-        if channels[1] - c < step:
-            clear(near, 0, rows * columns * step)
-        t = (c - channels[0]) // step * tiles
-        for n in range(block.images[0], block.images[1]):
-            _load_pixels(x, n, c, min(step, channels[1] - c), (top, left), (rows, columns), near)
-            for row in range(0, rows - 2, m):
-                for column in range(0, columns - 2, m):
-                    i = (row * columns + column) * step
-                    input_tile(points, near, i, columns * step, step, v, t * step, (m + 2) * v_ld, v_ld)
-                    t += 1
-        count = t - (c - channels[0]) // step * tiles
-    return count
+def grid_of(conv, out):
+    """The rows and columns of tiles of an image; the blocks of all images, of the rows and of the columns."""
+    N, _, H, W = out.shape
+    m = 2 * len(conv.points)
+    rows, columns = (H + m - 1) // m, (W + m - 1) // m
+    images = (N + conv.images - 1) // conv.images
+    return rows, columns, images, (rows + conv.rows - 1) // conv.rows, (columns + conv.columns - 1) // conv.columns
 
 
 @inner
-def _load_pixels(x, n, c, channels, corner, size, near):
-    """near[row, column, lane] = x[n, c + lane, corner + (row, column)] where that is inside the image."""
-    (_, C, H, W), (top, left), (rows, columns), step = x.shape, corner, size, lanes(x)
-    pixels, first, last = x.reshape(-1), max(0, -left), min(columns, W - left)
+def blocks_of(conv, out):
+    """How many blocks of tiles all images have."""
+    _, _, images, rows, columns = grid_of(conv, out)
+    return images * rows * columns
+
+
+@inner
+def block_at(index, conv, out):
+    """Block number `index` of them, all about as large."""
+    rows, columns, n_blocks, row_blocks, column_blocks = grid_of(conv, out)
+    n, image_end = portion_of(index // (row_blocks * column_blocks), n_blocks, out.shape[0])
+    row, row_end = portion_of(index // column_blocks % row_blocks, row_blocks, rows)
+    column, column_end = portion_of(index % column_blocks, column_blocks, columns)
+    return Block(n, row, column, image_end - n, row_end - row, column_end - column)
+
+
+@inner
+def portion_of(index, count, total):
+    """Part number `index` of `count` of range(total): its first and last + 1."""
+    return index * total // count, (index + 1) * total // count
+
+
+@inner
+def workspace(conv, C, like):
+    m, step = 2 * len(conv.points), lanes(like)
+    size, tiles = (m + 2) * (m + 2), conv.images * conv.rows * conv.columns
+    v_ld, sums_ld = (C + step - 1) // step * step * tiles + SKEW, tiles * NR_VECTORS * step + SKEW
+    pixels = _aligned((conv.rows * m + 2) * (conv.columns * m + 2) * step, like)
+    outputs = _aligned(conv.rows * m * conv.columns * m * step, like)
+    v, sums, overflow = _aligned(size * v_ld, like), _aligned(size * sums_ld, like), np.zeros(tiles, np.uint8)
+    return Workspace(pixels, v, sums, outputs, overflow, v_ld, sums_ld)
+
+
+@inner
+def padded(bias, groups, K, ld):
+    """bias: (groups·K,) as (groups, ld), flat, with zeros after the K of each group."""
+    numbers = np.zeros(groups * ld, bias.dtype)
+    for g in range(groups):
+        numbers[g * ld : g * ld + K] = bias[g * K : (g + 1) * K]
+    return numbers
+
+
+@inner
+def _transform_pixels(conv, x, first, C, block, work):
+    """Fill work.v for the tiles of a block and the C channels from `first` on, a register of channels at a time."""
+    m, step, capacity = 2 * len(conv.points), lanes(x), conv.images * conv.rows * conv.columns
+    rows, columns, tiles = block.rows * m + 2, block.columns * m + 2, block.rows * block.columns
+    pixels, v, v_ld, top, left = work.pixels, work.v, work.v_ld, block.row * m + conv.top, block.column * m + conv.left
+    clear(pixels, 0, rows * columns * step)
+    for item in range((C + step - 1) // step * block.images):
+        vector, n = item // block.images, item % block.images
+        channels = min(step, C - vector * step)
+        if n == 0 and channels < step:
+            clear(pixels, 0, rows * columns * step)
+        _load_pixels(x, (block.n + n, first + vector * step), channels, (top, left), (rows, columns), pixels)
+        for tile in range(tiles):
+            row, column = tile // block.columns * m, tile % block.columns * m
+            source = Square((row * columns + column) * step, columns * step, step)
+            target = Square((vector * capacity + n * tiles + tile) * step, (m + 2) * v_ld, v_ld)
+            input_tile(conv.points, pixels, source, v, target)
+
+
+@inner
+def _load_pixels(x, plane, channels, corner, size, pixels):
+    """pixels[row, column, lane] = x[n, c + lane, corner + (row, column)] where that is inside; plane: (n, c)."""
+    (_, C, H, W), (n, c), (top, left), (rows, columns), step = x.shape, plane, corner, size, lanes(x)
+    source, first, last = x.reshape(-1), max(0, -left), min(columns, W - left)
     for row in range(max(0, -top), min(rows, H - top)):
-        i, at = ((n * C + c) * H + top + row) * W + left, row * columns
+        i, j = ((n * C + c) * H + top + row) * W + left, row * columns
         for q in range(first, last, step):
             if channels == step and last - q >= step:  # code without masks
-                transpose(pixels, i + q, H * W, near, (at + q) * step, step, step, step)
+                transpose(source, i + q, H * W, pixels, (j + q) * step, step, step, step)
             else:
-                transpose(pixels, i + q, H * W, near, (at + q) * step, step, channels, min(step, last - q))
+                transpose(source, i + q, H * W, pixels, (j + q) * step, step, channels, min(step, last - q))
 
 
 @inner
-def _products(v, i, ld, vectors, u, j, s, at, count):
-    """s[at + t·NR + k] = Σ_c v[t, c] · u[c, k] for `count` tiles t and a panel of U, a few of whose rows stay near."""
-    step = lanes(v)
-    width, block = NR_VECTORS * step, TERMS // step
-    for first in range(0, vectors, block):
-        t, terms = 0, min(block, vectors - first)
+def _products(work, p, C, u, u_at, tiles):
+    """sums[p, tile, k] = Σ_c V[p, c, tile] · U[p, c, k] for a panel of U, whose rows stay near a few at a time."""
+    v, sums, step = work.v, work.sums, lanes(u)
+    vectors, width, terms = (C + step - 1) // step, NR_VECTORS * step, TERMS // step
+    ld = (work.v_ld - SKEW) // vectors
+    for first in range(0, vectors, terms):
+        tile, depth = 0, min(terms, vectors - first)
         for height in literal_unroll(HEIGHTS[::-1]):  # each height is code of its own
-            while count - t >= height:
-                a, b, c = i + first * ld + t * step, j + first * step * width, at + t * width
-                _register_tile(height, v, a, ld, terms, u, b, s, c, first > 0)
-                t += height
+            while tiles - tile >= height:
+                a, c = p * work.v_ld + first * ld + tile * step, p * work.sums_ld + tile * width
+                _register_tile(height, v, (a, ld), depth, u, u_at + first * step * width, sums, c, first > 0)
+                tile += height
 
 
 @partial(inner, forceinline=True)
-def _register_tile(height, v, i, ld, vectors, u, j, s, at, more):
-    step, total = lanes(v), zeros(v, height, NR_VECTORS)
+def _register_tile(height, v, a, vectors, u, j, sums, at, more):
+    """The sums of a register tile over some vectors of channels, `more` if to what is there; a: where V lies, ld."""
+    step, (i, ld), total = lanes(v), a, zeros(v, height, NR_VECTORS)
     for k in range(vectors):
         for c in range(step):
             total = fma_outer(total, v, i + k * ld + c, step, u, j + (k * step + c) * NR_VECTORS * step, None)
     if more:
-        total = load_add(total, s, at, NR_VECTORS * step)
-    store(total, s, at, NR_VECTORS * step, None)
+        total = load_add(total, sums, at, NR_VECTORS * step)
+    store(total, sums, at, NR_VECTORS * step, None)
 
 
 @inner
-def _transform_sums(points, s, at, s_ld, outputs, group_bias, limits, block, far, wrong, out):
-    """Write the outputs of a block for a register of filters; returns whether some were not finite, by tile `wrong`."""
-    m, step, bad, t = 2 * len(points), lanes(s), False, 0
-    (rows, columns), (first, k, channels), (_, K, H, W) = (block.rows, block.columns), outputs, out.shape
-    ld, results = (columns[1] - columns[0]) * m, out.reshape(-1)
-    height, width = min(H - rows[0] * m, (rows[1] - rows[0]) * m), min(W - columns[0] * m, ld)
-    for n in range(block.images[0], block.images[1]):
-        for row in range(rows[1] - rows[0]):
-            for column in range(columns[1] - columns[0]):
-                i, j = at + t * NR_VECTORS * step, (row * ld + column) * m * step
-                right = output_tile(
-                    points, s, i, (m + 2) * s_ld, s_ld, far, j, ld * step, step, group_bias, k, limits[0], limits[1]
-                )
-                wrong[t] = not right
-                bad |= not right
-                t += 1
-        for row in range(height):
-            i, j = row * ld * step, ((n * K + first + k) * H + rows[0] * m + row) * W + columns[0] * m
-            for q in range(0, width, step):
-                if channels == step and width - q >= step:
-                    transpose(far, i + q * step, step, results, j + q, H * W, step, step)
-                else:
-                    transpose(far, i + q * step, step, results, j + q, H * W, min(step, width - q), channels)
-    return bad
+def _transform_sums(conv, g, k, K, bias, block, work, out):
+    """Write a block's outputs of a register of channels of group g, from k on; whether any is not finite."""
+    m, step, tiles = 2 * len(conv.points), lanes(bias), block.rows * block.columns
+    (_, C, H, W), (top, left), ld = out.shape, (block.row * m, block.column * m), block.columns * m
+    sums, outputs, flags, sums_ld, results = work.sums, work.outputs, work.overflow, work.sums_ld, out.reshape(-1)
+    bias_at, channels, limits, overflow = (
+        g * (bias.size // (C // K)) + k,
+        min(step, K - k),
+        (conv.low, conv.high),
+        False,
+    )
+    for n in range(block.images):
+        for tile in range(tiles):
+            row, column = tile // block.columns, tile % block.columns
+            at = k % (NR_VECTORS * step) + (n * tiles + tile) * NR_VECTORS * step
+            source = Square(at, (m + 2) * sums_ld, sums_ld)
+            target = Square((row * ld + column) * m * step, ld * step, step)
+            is_finite = output_tile(conv.points, sums, source, outputs, target, bias, bias_at, limits)
+            flags[n * tiles + tile] = not is_finite
+            overflow |= not is_finite
+        first = (((block.n + n) * C + g * K + k) * H + top) * W + left
+        height, width = min(H - top, block.rows * m), min(W - left, ld)
+        _store_outputs(outputs, ld, height, width, results, first, channels, (H * W, W))
+    return overflow
 
 
 @inner
-def _repair(m, x, g, filters, group_bias, limits, corner, block, wrong, outputs, out):
-    """Compute the outputs of the tiles that are `wrong` by the equation: a number was not finite, or grew too large."""
-    t = 0
-    for n in range(block.images[0], block.images[1]):
-        for row in range(block.rows[0], block.rows[1]):
-            for column in range(block.columns[0], block.columns[1]):
-                if wrong[t]:
-                    for k in range(outputs[1], outputs[1] + outputs[2]):
-                        for i in range(row * m, min(row * m + m, out.shape[2])):
-                            for j in range(column * m, min(column * m + m, out.shape[3])):
-                                z = _convolve_at(x, n, g, filters, k, i + corner[0], j + corner[1]) + group_bias[k]
-                                z = limits[0] if z < limits[0] else z
-                                out[n, outputs[0] + k, i, j] = limits[1] if z > limits[1] else z
-                t += 1
+def _store_outputs(outputs, ld, height, width, out, first, channels, lds):
+    """out[first + channel · lds[0] + row · lds[1] + column] = outputs[row, column, channel]"""
+    step = lanes(out)
+    for row in range(height):
+        i, j = row * ld * step, first + row * lds[1]
+        for q in range(0, width, step):
+            if channels == step and width - q >= step:  # code without masks
+                transpose(outputs, i + q * step, step, out, j + q, lds[0], step, step)
+            else:
+                transpose(outputs, i + q * step, step, out, j + q, lds[0], min(step, width - q), channels)
+
+
+@inner
+def _repair(conv, x, filters, g, k, bias, block, overflow, out):
+    """Compute the tiles whose numbers were not finite by the equation, for a register of channels from k on."""
+    m, tiles, channels = 2 * len(conv.points), block.rows * block.columns, min(lanes(x), filters.K - k)
+    bias_at = g * (bias.size // (out.shape[1] // filters.K)) + k
+    for tile in range(block.images * tiles):
+        if overflow[tile]:
+            n, row = block.n + tile // tiles, (block.row + tile % tiles // block.columns) * m
+            column = (block.column + tile % block.columns) * m
+            for item in range(channels * m * m):
+                c, i, j = item // (m * m), row + item // m % m, column + item % m
+                if i < out.shape[2] and j < out.shape[3]:
+                    z = _convolve_at(x, n, g, filters, k + c, i + conv.top, j + conv.left) + bias[bias_at + c]
+                    z = conv.low if z < conv.low else z
+                    out[n, g * filters.K + k + c, i, j] = conv.high if z > conv.high else z
 
 
 @inner

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitconv.variants.winograd.kernels import Blocking
 from jitconv.variants.winograd.transforms import POINTS
 
 Shape = tuple[int, ...]
@@ -55,10 +54,10 @@ def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, chan
     return best if costs[best] < DIRECT_OUTPUT * geometry.N * geometry.H * geometry.W else None
 
 
-def blocking(geometry: Geometry, m: int, dtype: np.dtype[Any]) -> Blocking:
-    """How many tiles are computed at once: their transformed pixels stay in the second-level cache."""
+def blocking(geometry: Geometry, m: int, dtype: np.dtype[Any]) -> tuple[int, int, int]:
+    """The tiles that are computed at once: images, rows and columns; their pixels stay in the second-level cache."""
     (down, across), number = geometry.tiles(m), (m + 2) ** 2 * dtype.itemsize
     tiles = max(1, min(BLOCK_TILES, BLOCK_BYTES // (number * geometry.C)))
     columns = min(across, tiles)
     rows = max(1, min(down, tiles // columns))
-    return Blocking(max(1, min(geometry.N, tiles // (rows * columns))) if rows == down else 1, rows, columns)
+    return max(1, min(geometry.N, tiles // (rows * columns))) if rows == down else 1, rows, columns

@@ -74,119 +74,122 @@ class Transform(Code):
             total = self.scaled(value, x, total)
         return total
 
-    def input(self, part, x):
+    def input(self, subset, x):
         """Bᵀ x: ±t has x · (x ± t) · Π (x² − u²) over the other points u, 0 and ∞ have Π (x² − t²) over all."""
-        t = self.points[part]
+        t = self.points[subset]
         others = np.atleast_1d(np.poly([u**2 for u in self.points if u != t]))[::-1]
         above = self.combined([(value, x(2 + 2 * i)) for i, value in enumerate(others)])
         below = self.combined([(value, x(1 + 2 * i)) for i, value in enumerate(others)])
-        rows = {1 + 2 * part: self.scaled(t, below, above), 2 + 2 * part: self.scaled(-t, below, above)}
+        rows = {1 + 2 * subset: self.scaled(t, below, above), 2 + 2 * subset: self.scaled(-t, below, above)}
         every = np.poly([u**2 for u in self.points])[::-1]
-        for end in self.ends(part):
+        for end in self.ends(subset):
             rows[end] = self.combined([(value, x((end > 0) + 2 * i)) for i, value in enumerate(every)])
         return rows
 
-    def weight(self, part, x):
+    def weight(self, subset, x):
         """G x: ±t has (x₀ + t²·x₂) ± t·x₁, scaled."""
         g = matrices(self.m).weight
-        scale = g[1 + 2 * part]
+        scale = g[1 + 2 * subset]
         even = self.scaled(scale[2], x(2), self.scaled(scale[0], x(0)))
-        rows = {1 + 2 * part: self.scaled(scale[1], x(1), even), 2 + 2 * part: self.scaled(-scale[1], x(1), even)}
-        for end in self.ends(part):
+        rows = {1 + 2 * subset: self.scaled(scale[1], x(1), even), 2 + 2 * subset: self.scaled(-scale[1], x(1), even)}
+        for end in self.ends(subset):
             rows[end] = x(2) if end > 0 else self.scaled(g[0, 0], x(0))
         return rows
 
-    def ends(self, part):
+    def ends(self, subset):
         """The rows of 0 and ∞: one goes with the first pair of points, one with the last."""
-        return [0] * (part == 0) + [self.m + 1] * (part == len(self.points) - 1)
+        return [0] * (subset == 0) + [self.m + 1] * (subset == len(self.points) - 1)
 
-    def output(self, part, x):
+    def output(self, subset, x):
         """Aᵀ x: row i is Σ_t tⁱ·(x(t) ± x(−t)), and x(0) where i is 0, x(∞) where it is m − 1.
 
-        Four rows are two parts, with sums in the one and differences in the other.
+        Four rows are two subsets: sums are in the one, differences in the other.
         """
         rows = {}
-        for i in range(part, self.m, len(self.points)):
+        for i in range(subset, self.m, len(self.points)):
             merge = self.builder.fsub if i % 2 else self.builder.fadd
             terms = [(t**i, merge(x(1 + 2 * k), x(2 + 2 * k))) for k, t in enumerate(self.points)]
             ends = [x(0)] * (i == 0) + [x(self.m + 1)] * (i == self.m - 1)
             rows[i] = self.combined([*((1, end) for end in ends), *terms])
         return rows
 
-    def square_at(self, array_type, array, start, row, column):
-        """The address of vector (r, c) of a square in memory, as a function."""
+    def square(self, array_type, array, at):
+        """The address of vector (r, c) of a Square of an array, as a function."""
+        first, row, column = (self.builder.extract_value(at, i) for i in range(3))
         return lambda r, c: self.at(
-            array_type, array, start, self.builder.mul(row, INDEX(r)), self.builder.mul(column, INDEX(c))
+            array_type, array, first, self.builder.mul(row, INDEX(r)), self.builder.mul(column, INDEX(c))
         )
 
-    def reader(self, *square):
-        address = self.square_at(*square)
-        return lambda r, c: self.load(address(r, c))
-
-    def writer(self, *square):
-        address = self.square_at(*square)
-        return lambda r, c, value: self.store(value, address(r, c))
-
     def both_ways(self, transform, size, load, store):
-        """A transform down the columns of a square of `size`, then along its rows: parts of it need fewer registers."""
-        parts = range(len(self.points))
-        for part in parts:
-            columns = [transform(part, functools.partial(load, c=c)) for c in range(size)]
+        """A transform down the columns of a square of `size`, then along its rows.
+
+        A subset of the result's rows at a time, which needs fewer registers than all.
+        """
+        subsets = range(len(self.points))
+        for subset in subsets:
+            columns = [transform(subset, functools.partial(load, c=c)) for c in range(size)]
             for r in columns[0]:
                 row = [column[r] for column in columns]
-                for c, value in (each for other in parts for each in transform(other, row.__getitem__).items()):
+                for c, value in (each for other in subsets for each in transform(other, row.__getitem__).items()):
                     store(r, c, value)
 
 
-def _square(kind):
-    """An intrinsic: one transform of a square of vectors, from source[i + r·row + c·column …] to the same of target."""
+class Square(NamedTuple):
+    """Where the vectors of a square lie: (r, c) begins at first + r·row + c·column."""
+
+    first: int
+    row: int
+    column: int
+
+
+def _transform(kind):
+    """An intrinsic: target, at its Square, = the transform of the square of vectors in source."""
 
     @intrinsic
-    def square(typing, points, source, i, row, column, target, j, target_row, target_column):
+    def transform(typing, points, source, source_at, target, target_at):
         m = 2 * points.count
 
         def code(context, builder, signature, args):
             emit = Transform(context, builder, Tile(source.dtype, 1, 1), m)
-            _, source_value, i_value, row_value, column_value, target_value, j_value, *target_lds = args
-            load = emit.reader(source, source_value, i_value, row_value, column_value)
-            store = emit.writer(target, target_value, j_value, *target_lds)
-            emit.both_ways(getattr(emit, kind), 3 if kind == "weight" else m + 2, load, store)
+            load_from, store_to = emit.square(source, *args[1:3]), emit.square(target, *args[3:5])
+            size = 3 if kind == "weight" else m + 2
+            emit.both_ways(
+                getattr(emit, kind),
+                size,
+                lambda r, c: emit.load(load_from(r, c)),
+                lambda r, c, value: emit.store(value, store_to(r, c)),
+            )
             return context.get_dummy_value()
 
-        numbers = (types.intp,) * 3
-        return types.void(points, source, *numbers, target, *numbers), code
+        return types.void(points, source, source_at, target, target_at), code
 
-    return square
+    return transform
 
 
-input_tile, weight_tile = _square("input"), _square("weight")
+input_tile, weight_tile = _transform("input"), _transform("weight")
 
 
 @intrinsic
-def output_tile(typing, points, source, i, row, column, target, j, target_row, target_column, bias, k, low, high):
-    """As the others, with bias[k …] added and kept in [low, high]; returns whether all was finite before."""
+def output_tile(typing, points, source, source_at, target, target_at, bias, k, limits):
+    """As the others, with bias[k …] added, clamped to limits: (low, high); returns whether all was finite before."""
     m = 2 * points.count
 
     def code(context, builder, signature, args):
         tile = Tile(source.dtype, 1, 1)
         emit = Transform(context, builder, tile, m)
-        _, source_value, i_value, row_value, column_value, target_value, j_value, *rest = args
-        *target_lds, bias_value, k_value, low_value, high_value = rest
-        start = emit.load(emit.at(bias, bias_value, k_value))
-        low_value, high_value = emit.broadcast(low_value), emit.broadcast(high_value)
-        load = emit.reader(source, source_value, i_value, row_value, column_value)
-        write = emit.writer(target, target_value, j_value, *target_lds)
+        load_from, store_to = emit.square(source, *args[1:3]), emit.square(target, *args[3:5])
+        start = emit.load(emit.at(bias, *args[5:7]))
+        low, high = (emit.broadcast(builder.extract_value(args[7], i)) for i in range(2))
         zero, zeros = emit.number(0.0), []
 
         def store(r, c, value):
             zeros.append(emit.fma(value, zero, zeros[-1] if zeros else zero))  # 0, or NaN for ever
             value = builder.fadd(value, start)
-            value = builder.select(builder.fcmp_ordered("<", value, low_value), low_value, value)
-            write(r, c, builder.select(builder.fcmp_ordered(">", value, high_value), high_value, value))
+            value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+            emit.store(builder.select(builder.fcmp_ordered(">", value, high), high, value), store_to(r, c))
 
-        emit.both_ways(emit.output, m + 2, load, store)
-        wrong = builder.fcmp_unordered("uno", zeros[-1], zeros[-1])
-        return builder.icmp_unsigned("==", builder.bitcast(wrong, ir.IntType(tile.lanes)), ir.IntType(tile.lanes)(0))
+        emit.both_ways(emit.output, m + 2, lambda r, c: emit.load(load_from(r, c)), store)
+        overflow = builder.fcmp_unordered("uno", zeros[-1], zeros[-1])
+        return builder.icmp_unsigned("==", builder.bitcast(overflow, ir.IntType(tile.lanes)), ir.IntType(tile.lanes)(0))
 
-    numbers = (types.intp,) * 3
-    return types.boolean(points, source, *numbers, target, *numbers, bias, types.intp, source.dtype, source.dtype), code
+    return types.boolean(points, source, source_at, target, target_at, bias, types.intp, limits), code
