@@ -7,6 +7,8 @@ than scalar.py, so `jit` keeps to that. Every driver takes the arguments of scal
 as many terms in one chain as that does, or fewer.
 """
 
+from typing import NamedTuple
+
 from numba import prange
 
 from jitconv.variants.compiling import registers
@@ -18,6 +20,12 @@ CHANNELS = 8  # filters whose share of ∂x is added up on its own
 LANES, TERMS, FILTERS = 32, 480, 16  # of a dot product: sums side by side, terms and rows of w that stay in the cache
 
 
+class Conv(NamedTuple):
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
 def inside(steps, extent, kernel, stride, padding, dilation):
     """The outputs [first, last) whose taps all lie inside an input of `extent`"""
     first = min(steps, (padding + stride - 1) // stride)
@@ -25,187 +33,199 @@ def inside(steps, extent, kernel, stride, padding, dilation):
     return first, max(first, last)
 
 
+def fill(y, width, value):
+    """y[k] = value for k < width"""
+    for k in range(width):
+        y[k] = value
+
+
+def add(x, y, width):
+    """y[k] = y[k] + x[k] for k < width"""
+    for k in range(width):
+        y[k] = y[k] + x[k]
+
+
+def axpy(a, x, step, y, width):
+    """y[k] = y[k] + a · x[k · step] for k < width"""
+    for k in range(width):
+        y[k] = y[k] + a * x[k * step]
+
+
+def multiply_add_row(x, y, step, sums, width):
+    """sums[k] = sums[k] + x[k] · y[k · step] for k < width"""
+    for k in range(width):
+        sums[k] = sums[k] + x[k] * y[k * step]
+
+
+def total_of(sums, width):
+    """Σ_k sums[k] for k < width"""
+    total = zero(sums)
+    for k in range(width):
+        total = total + sums[k]
+    return total
+
+
 def conv2d(x, weight, bias, stride, padding, dilation, out):
     N, C_out, H_out, W_out = out.shape
-    _, C_in, H, W = x.shape
-    _, C_group, K_h, K_w = weight.shape
-    left, right = inside(W_out, W, K_w, stride[1], padding[1], dilation[1])
-    width = min(ROW, right - left)
-    sums = registers(x, ROW)
+    left, right = inside(W_out, x.shape[3], weight.shape[3], stride[1], padding[1], dilation[1])
+    width, groups = min(ROW, right - left), x.shape[1] // weight.shape[1]
     for plane in prange(N * C_out):
         n, c_out = plane // C_out, plane % C_out
-        c_first = c_out // (C_out // (C_in // C_group)) * C_group
         for row in range(H_out):
             for start in range(left, right, ROW):
                 first = min(start, right - width)  # the last ones overlap those before
-                for k in range(width):
-                    out[n, c_out, row, first + k] = bias[c_out]
-                for c in range(C_group):
-                    for k in range(width):
-                        sums[k] = 0
-                    for i in range(K_h):
-                        m = row * stride[0] - padding[0] + i * dilation[0]
-                        if 0 <= m < H:
-                            for j in range(K_w):
-                                w = weight[c_out, c, i, j]
-                                pixels = x[n, c_first + c, m, first * stride[1] - padding[1] + j * dilation[1] :]
-                                for k in range(width):
-                                    sums[k] = sums[k] + w * pixels[k * stride[1]]
-                    for k in range(width):
-                        out[n, c_out, row, first + k] = out[n, c_out, row, first + k] + sums[k]
+                z = out[n, c_out, row, first:]
+                fill(z, width, bias[c_out])
+                c_first = c_out // (C_out // groups) * weight.shape[1]
+                add_filter(x[n], c_first, weight[c_out], Conv(stride, padding, dilation), row, first, z, width)
             for col in range(left):
                 out[n, c_out, row, col] = conv2d_at(x, weight, bias, stride, padding, dilation, n, c_out, row, col)
             for col in range(right, W_out):
                 out[n, c_out, row, col] = conv2d_at(x, weight, bias, stride, padding, dilation, n, c_out, row, col)
 
 
+def add_filter(x, c_first, weight, conv, row, first, z, width):
+    """z[k] = z[k] + Σ_c Σ_i Σ_j x[c_first + c, row·s + i·d − p, (first + k)·s + j·d − p] · w[c, i, j] for k < width"""
+    C, K_h, K_w = weight.shape
+    sums = registers(x, ROW)
+    for c in range(C):
+        fill(sums, width, 0)
+        for i in range(K_h):
+            m = row * conv.stride[0] - conv.padding[0] + i * conv.dilation[0]
+            if 0 <= m < x.shape[1]:
+                for j in range(K_w):
+                    l = first * conv.stride[1] - conv.padding[1] + j * conv.dilation[1]
+                    axpy(weight[c, i, j], x[c_first + c, m, l:], conv.stride[1], sums, width)
+        add(sums, z, width)
+
+
 def conv2d_grad_input(grad, weight, stride, padding, dilation, out):
     """All of a row of ∂z meets tap j; where its sums belong in ∂x, if they do, is asked once a row and tap."""
     N, C_in, H, W = out.shape
-    _, C_out, H_out, W_out = grad.shape
-    _, C_group, K_h, K_w = weight.shape
-    filters = C_out // (C_in // C_group)
-    width = W_out // ((W_out + LINE - 1) // LINE)
-    sums, line = registers(grad, LINE), registers(grad, LINE)
+    (C_out, C_group, _, K_w), W_out = weight.shape, grad.shape[3]
+    conv, width = Conv(stride, padding, dilation), W_out // ((W_out + LINE - 1) // LINE)
     for plane in prange(N * C_in):
         n, c_in = plane // C_in, plane % C_in
-        group = (c_in // C_group * filters, c_in // C_group * filters + filters)
+        filters = C_out // (C_in // C_group)
+        group = c_in // C_group * filters, c_in // C_group * filters + filters, c_in % C_group
         for m in range(H):
-            for l in range(W):
-                out[n, c_in, m, l] = 0
+            fill(out[n, c_in, m], W, 0)
             for j in range(K_w):
                 for first in range(0, W_out // width * width, width):
-                    for k in range(width):
-                        line[k] = 0
-                    for few in range(group[0], group[1], CHANNELS):
-                        for k in range(width):
-                            sums[k] = 0
-                        for c_out in range(few, min(few + CHANNELS, group[1])):
-                            for i in range(K_h):
-                                above = m + padding[0] - i * dilation[0]
-                                row = above // stride[0]
-                                if row * stride[0] == above and 0 <= row < H_out:
-                                    w, slopes = weight[c_out, c_in % C_group, i, j], grad[n, c_out, row, first:]
-                                    for k in range(width):
-                                        sums[k] = sums[k] + w * slopes[k]
-                        for k in range(width):
-                            line[k] = line[k] + sums[k]
-                    for k in range(width):
-                        l = (first + k) * stride[1] - padding[1] + j * dilation[1]
-                        if 0 <= l < W:
-                            out[n, c_in, m, l] = out[n, c_in, m, l] + line[k]
+                    add_tap(grad[n], weight, group, conv, m, j, first, out[n, c_in, m], width)
                 for col in range(W_out // width * width, W_out):
-                    l = col * stride[1] - padding[1] + j * dilation[1]
-                    if 0 <= l < W:
-                        rest = tap_at(grad, weight, stride, padding, dilation, group, n, c_in % C_group, m, j, col)
-                        out[n, c_in, m, l] = out[n, c_in, m, l] + rest
+                    add_tap(grad[n], weight, group, conv, m, j, col, out[n, c_in, m], 1)
 
 
-def tap_at(grad, weight, stride, padding, dilation, c_outs, n, c, m, j, col):
-    """Σ_c_out Σ_i ∂z[n, c_out, (m + p − i·d)/s, col] · w[c_out, c, i, j] over the filters c_outs of a group"""
-    total = zero(grad)
-    for c_out in range(c_outs[0], c_outs[1]):
-        filter = zero(grad)
-        for i in range(weight.shape[2]):
-            above = m + padding[0] - i * dilation[0]
-            row = above // stride[0]
-            if row * stride[0] == above and 0 <= row < grad.shape[2]:
-                filter = filter + grad[n, c_out, row, col] * weight[c_out, c, i, j]
-        total = total + filter
-    return total
+def add_tap(grad, weight, group, conv, m, j, first, dx, width):
+    """dx[(first + k)·s + j·d − p] += Σ_c_out Σ_i ∂z[c_out, (m + p − i·d)/s, first + k] · w[c_out, c, i, j], k < width
+
+    group: the filters [first, last) and c.
+    """
+    sums, line = registers(grad, LINE), registers(grad, LINE)
+    fill(line, width, 0)
+    for few in range(group[0], group[1], CHANNELS):
+        fill(sums, width, 0)
+        for c_out in range(few, min(few + CHANNELS, group[1])):
+            for i in range(weight.shape[2]):
+                above = m + conv.padding[0] - i * conv.dilation[0]
+                row = above // conv.stride[0]
+                if row * conv.stride[0] == above and 0 <= row < grad.shape[1]:
+                    axpy(weight[c_out, group[2], i, j], grad[c_out, row, first:], 1, sums, width)
+        add(sums, line, width)
+    for k in range(width):
+        l = (first + k) * conv.stride[1] - conv.padding[1] + j * conv.dilation[1]
+        if 0 <= l < dx.shape[0]:
+            dx[l] = dx[l] + line[k]
 
 
 def conv2d_grad_weight(grad, x, stride, padding, dilation, out):
     C_out, C_group, K_h, K_w = out.shape
-    N, _, H_out, W_out = grad.shape
-    _, C_in, H, W = x.shape
-    left, right = inside(W_out, W, K_w, stride[1], padding[1], dilation[1])
+    left, right = inside(grad.shape[3], x.shape[3], K_w, stride[1], padding[1], dilation[1])
     width = min(LINE, right - left)
     width = max(1, width if width < 8 else width // 8 * 8)
-    right = left + (right - left) // width * width
-    sums = registers(grad, LINE)
+    columns = left, left + (right - left) // width * width, width
     for plane in prange(C_out * C_group):
         c_out, c = plane // C_group, plane % C_group
-        c_in = c_out // (C_out // (C_in // C_group)) * C_group + c
-        for i in range(K_h):
-            for j in range(K_w):
-                out[c_out, c, i, j] = 0
-        for n in range(N):
+        c_in = c_out // (C_out // (x.shape[1] // C_group)) * C_group + c
+        for tap in range(K_h * K_w):
+            out[c_out, c, tap // K_w, tap % K_w] = 0
+        for n in range(grad.shape[0]):
             for i in range(K_h):
                 for j in range(K_w):
-                    image = zero(grad)
-                    for row in range(H_out):
-                        m = row * stride[0] - padding[0] + i * dilation[0]
-                        if 0 <= m < H:
-                            for col in range(left):
-                                l = col * stride[1] - padding[1] + j * dilation[1]
-                                if 0 <= l < W:
-                                    image = image + grad[n, c_out, row, col] * x[n, c_in, m, l]
-                            for col in range(right, W_out):
-                                l = col * stride[1] - padding[1] + j * dilation[1]
-                                if 0 <= l < W:
-                                    image = image + grad[n, c_out, row, col] * x[n, c_in, m, l]
-                    for first in range(left, right, width):
-                        for k in range(width):
-                            sums[k] = 0
-                        for row in range(H_out):
-                            m = row * stride[0] - padding[0] + i * dilation[0]
-                            if 0 <= m < H:
-                                slopes = grad[n, c_out, row, first:]
-                                pixels = x[n, c_in, m, first * stride[1] - padding[1] + j * dilation[1] :]
-                                for k in range(width):
-                                    sums[k] = sums[k] + slopes[k] * pixels[k * stride[1]]
-                        for k in range(width):
-                            image = image + sums[k]
-                    out[c_out, c, i, j] = out[c_out, c, i, j] + image
+                    slope = image_slope(grad[n, c_out], x[n, c_in], Conv(stride, padding, dilation), i, j, columns)
+                    out[c_out, c, i, j] = out[c_out, c, i, j] + slope
+
+
+def image_slope(grad, x, conv, i, j, columns):
+    """Σ_row Σ_col ∂z[row, col] · x[row·s + i·d − p, col·s + j·d − p]
+
+    columns: those [first, last) that are added up a `width` at a time, and that; the others may meet the padding.
+    """
+    (left, right, width), sums, total = columns, registers(grad, LINE), zero(grad)
+    for row in range(grad.shape[0]):
+        m = row * conv.stride[0] - conv.padding[0] + i * conv.dilation[0]
+        if 0 <= m < x.shape[0]:
+            total = total + edge(grad[row], x[m], conv, j, 0, left)
+            total = total + edge(grad[row], x[m], conv, j, right, grad.shape[1])
+    for first in range(left, right, width):
+        fill(sums, width, 0)
+        for row in range(grad.shape[0]):
+            m = row * conv.stride[0] - conv.padding[0] + i * conv.dilation[0]
+            if 0 <= m < x.shape[0]:
+                l = first * conv.stride[1] - conv.padding[1] + j * conv.dilation[1]
+                multiply_add_row(grad[row, first:], x[m, l:], conv.stride[1], sums, width)
+        total = total + total_of(sums, width)
+    return total
+
+
+def edge(grad, x, conv, j, first, last):
+    """Σ_col ∂z[col] · x[col·s + j·d − p] over the columns [first, last) of a row, where that is inside"""
+    total = zero(grad)
+    for col in range(first, last):
+        l = col * conv.stride[1] - conv.padding[1] + j * conv.dilation[1]
+        if 0 <= l < x.shape[0]:
+            total = total + grad[col] * x[l]
+    return total
 
 
 def linear(x, weight, bias, out):
     """Four images share each weight that is loaded; TERMS of them and of FILTERS rows of w stay in the cache."""
-    N, O = out.shape
-    I = x.shape[1]
-    a, b, c, d = registers(x, LANES), registers(x, LANES), registers(x, LANES), registers(x, LANES)
+    (N, O), I = out.shape, x.shape[1]
     for block in prange((O + FILTERS - 1) // FILTERS):
         filters = range(block * FILTERS, min(block * FILTERS + FILTERS, O))
         for n in range(N):
             for j in filters:
                 out[n, j] = linear_at(x, weight, bias, n, j) if n >= N // 4 * 4 else bias[j]
         for start in range(0, I, TERMS):
-            stop = min(I, start + TERMS)
-            whole = start + (stop - start) // LANES * LANES
             for n in range(0, N // 4 * 4, 4):
                 for j in filters:
-                    for k in range(LANES):
-                        a[k] = 0
-                    for k in range(LANES):
-                        b[k] = 0
-                    for k in range(LANES):
-                        c[k] = 0
-                    for k in range(LANES):
-                        d[k] = 0
-                    for i in range(start, whole, LANES):
-                        w = weight[j, i : i + LANES]
-                        first, second = x[n, i : i + LANES], x[n + 1, i : i + LANES]
-                        third, fourth = x[n + 2, i : i + LANES], x[n + 3, i : i + LANES]
-                        for k in range(LANES):
-                            a[k] = a[k] + first[k] * w[k]
-                        for k in range(LANES):
-                            b[k] = b[k] + second[k] * w[k]
-                        for k in range(LANES):
-                            c[k] = c[k] + third[k] * w[k]
-                        for k in range(LANES):
-                            d[k] = d[k] + fourth[k] * w[k]
-                    out[n, j] = out[n, j] + whole_and_rest(a, x, weight, n, j, whole, stop)
-                    out[n + 1, j] = out[n + 1, j] + whole_and_rest(b, x, weight, n + 1, j, whole, stop)
-                    out[n + 2, j] = out[n + 2, j] + whole_and_rest(c, x, weight, n + 2, j, whole, stop)
-                    out[n + 3, j] = out[n + 3, j] + whole_and_rest(d, x, weight, n + 3, j, whole, stop)
+                    add_terms(x, weight, n, j, start, min(I, start + TERMS), out)
 
 
-def whole_and_rest(sums, x, weight, n, j, start, stop):
-    """The LANES sums of a dot product and its last terms, fewer than LANES"""
+def add_terms(x, weight, n, j, start, stop, out):
+    """out[n + r, j] = out[n + r, j] + Σ_i x[n + r, i] · w[j, i] for r < 4 and start ≤ i < stop"""
+    a, b, c, d = registers(x, LANES), registers(x, LANES), registers(x, LANES), registers(x, LANES)
+    fill(a, LANES, 0)
+    fill(b, LANES, 0)
+    fill(c, LANES, 0)
+    fill(d, LANES, 0)
+    whole = start + (stop - start) // LANES * LANES
+    for i in range(start, whole, LANES):
+        w = weight[j, i : i + LANES]
+        multiply_add_row(w, x[n, i : i + LANES], 1, a, LANES)
+        multiply_add_row(w, x[n + 1, i : i + LANES], 1, b, LANES)
+        multiply_add_row(w, x[n + 2, i : i + LANES], 1, c, LANES)
+        multiply_add_row(w, x[n + 3, i : i + LANES], 1, d, LANES)
+    out[n, j] = out[n, j] + (total_of(a, LANES) + rest(x[n], weight[j], whole, stop))
+    out[n + 1, j] = out[n + 1, j] + (total_of(b, LANES) + rest(x[n + 1], weight[j], whole, stop))
+    out[n + 2, j] = out[n + 2, j] + (total_of(c, LANES) + rest(x[n + 2], weight[j], whole, stop))
+    out[n + 3, j] = out[n + 3, j] + (total_of(d, LANES) + rest(x[n + 3], weight[j], whole, stop))
+
+
+def rest(x, w, start, stop):
+    """Σ_i x[i] · w[i] for start ≤ i < stop, fewer than LANES"""
     total = zero(x)
-    for k in range(LANES):
-        total = total + sums[k]
     for i in range(start, stop):
-        total = total + x[n, i] * weight[j, i]
+        total = total + x[i] * w[i]
     return total

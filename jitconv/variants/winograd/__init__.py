@@ -18,7 +18,7 @@ from jitconv.variants.tiled.kernel import Choice
 from jitconv.variants.tiled.table import TwoOps, choose_max_pool2d
 from jitconv.variants.winograd import bounds, kernels
 from jitconv.variants.winograd.kernels import SKEW, TAPS, Arrays, Conv, Filters, aligned
-from jitconv.variants.winograd.table import Geometry, Pair, Shape, blocking, geometry_of, method
+from jitconv.variants.winograd.table import Geometry, Pair, Shape, blocking, blocks, geometry_of, method
 from jitconv.variants.winograd.transforms import POINTS
 
 RECTIFIED, TRANSPOSED = ("conv2d_relu",), ("conv2d_grad_input",)  # what these ops do beside conv2d
@@ -67,7 +67,7 @@ class Bound:
         self.packs = {1: self.pack}
         low, high = dtype.type(0 if op in RECTIFIED else -np.inf), dtype.type(np.inf)
         top, left = (padding[0] - 2, padding[1] - 2) if self.transposed else (-padding[0], -padding[1])
-        self.conv = Conv(POINTS[m], *blocking(geometry, m, dtype), top, left, low, high)
+        self.conv = Conv(POINTS[m], blocks(geometry, m, dtype), *blocking(geometry, m, dtype), top, left, low, high)
         self.no_bias = np.zeros(geometry.K * geometry.groups, dtype)
 
     def __call__(self, x: np.ndarray, weight: np.ndarray, *args: Any) -> None:

@@ -44,10 +44,12 @@ class Filters(NamedTuple):
 class Conv(NamedTuple):
     """z = max(low, min(high, filters ∗ x + bias)), stride 1, by F(m×m, 3×3); z[…, 0, 0] begins at x[…, top, left].
 
-    points: those of the transform, m / 2 of them; images, rows, columns: the tiles of a block, at most.
+    points: those of the transform, m / 2 of them; blocks: (count, 6), the fields of each Block; images, rows, columns:
+    the most tiles that a block has.
     """
 
     points: tuple[float, ...]
+    blocks: Any
     images: int
     rows: int
     columns: int
@@ -157,13 +159,14 @@ def conv2d(start, workers, conv, filters, arrays):
 def _convolve(worker, workers, conv, filters, arrays):
     size, width = (2 * len(conv.points) + 2) ** 2, NR_VECTORS * lanes(arrays.x)
     groups, panels = arrays.x.shape[1] // filters.C, (filters.K + width - 1) // width
-    blocks, mine = shares(worker, workers, blocks_of(conv, arrays.out), panels)
+    blocks, mine = shares(worker, workers, len(conv.blocks), panels)
     if blocks[0] >= blocks[1] or mine[0] >= mine[1]:
         return
     work, bias = workspace(conv, filters.C, arrays.x), padded(arrays.bias, groups, filters.K, panels * width)
     for item in range(groups * (blocks[1] - blocks[0])):
         g, index = item // (blocks[1] - blocks[0]), blocks[0] + item % (blocks[1] - blocks[0])
-        block = block_at(index, conv, arrays.out)
+        line = conv.blocks[index]
+        block = Block(line[0], line[1], line[2], line[3], line[4], line[5])
         _transform_pixels(conv, arrays.x, g * filters.C, filters.C, block, work)
         for panel in range(mine[0], mine[1]):
             for p in range(size):
@@ -182,39 +185,6 @@ def shares(worker, workers, blocks, panels):
     if blocks_each * panels <= panels_each * blocks:
         return share(blocks, worker, workers, 1), (NONE, panels)
     return (NONE, blocks), share(panels, worker, workers, 1)
-
-
-@inner
-def grid_of(conv, out):
-    """The rows and columns of tiles of an image; the blocks of all images, of the rows and of the columns."""
-    N, _, H, W = out.shape
-    m = 2 * len(conv.points)
-    rows, columns = (H + m - 1) // m, (W + m - 1) // m
-    images = (N + conv.images - 1) // conv.images
-    return rows, columns, images, (rows + conv.rows - 1) // conv.rows, (columns + conv.columns - 1) // conv.columns
-
-
-@inner
-def blocks_of(conv, out):
-    """How many blocks of tiles all images have."""
-    _, _, images, rows, columns = grid_of(conv, out)
-    return images * rows * columns
-
-
-@inner
-def block_at(index, conv, out):
-    """Block number `index` of them, all about as large."""
-    rows, columns, n_blocks, row_blocks, column_blocks = grid_of(conv, out)
-    n, image_end = portion_of(index // (row_blocks * column_blocks), n_blocks, out.shape[0])
-    row, row_end = portion_of(index // column_blocks % row_blocks, row_blocks, rows)
-    column, column_end = portion_of(index % column_blocks, column_blocks, columns)
-    return Block(n, row, column, image_end - n, row_end - row, column_end - column)
-
-
-@inner
-def portion_of(index, count, total):
-    """Part number `index` of `count` of range(total): its first and last + 1."""
-    return index * total // count, (index + 1) * total // count
 
 
 @inner

@@ -1,6 +1,7 @@
 """Which convolutions jit-winograd computes by which transform, and how many tiles of them at once."""
 
 import math
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,3 +62,17 @@ def blocking(geometry: Geometry, m: int, dtype: np.dtype[Any]) -> tuple[int, int
     columns = min(across, tiles)
     rows = max(1, min(down, tiles // columns))
     return max(1, min(geometry.N, tiles // (rows * columns))) if rows == down else 1, rows, columns
+
+
+def blocks(geometry: Geometry, m: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """The blocks of tiles, all about as large: (count, 6), for each the fields of kernels.Block."""
+    sizes = (geometry.N, *geometry.tiles(m))
+    cuts = [_cuts(size, most) for size, most in zip(sizes, blocking(geometry, m, dtype), strict=True)]
+    return np.array([(*firsts, *counts) for firsts, counts in (zip(*b, strict=True) for b in product(*cuts))], np.int64)
+
+
+def _cuts(size: int, most: int) -> list[tuple[int, int]]:
+    """range(size) in as few pieces of at most so many as there can be: the first number of each, and how many."""
+    count = -(-size // most)
+    edges = [i * size // count for i in range(count + 1)]
+    return [(first, last - first) for first, last in pairwise(edges)]
