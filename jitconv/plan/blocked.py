@@ -4,14 +4,12 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from jitconv import shapes
 from jitconv.plan import nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape
-from jitconv.plan.kernels import Bound, activation_in_place, bias_of, bounds, concat, flat, geometry, multiply_adds
+from jitconv.plan.kernels import Bound, activation_in_place, bias_of, bounds, concat, fixed, flat, geometry, multiply_adds
 from jitconv.plan.nodes import Node
 from jitconv.variants.simd import lanes_of
 from jitconv.variants.tiled import blocked, windows
@@ -31,7 +29,8 @@ def conv2d(low: Any, node: Node) -> list[Bound]:
     out = low.out_block(node) if node in low.blocked else low.out(node)
     flops = multiply_adds(out._replace(shape=shape(node)), weight)
     name = "depthwise conv2d, blocked" if kernel.depthwise else "conv2d, blocked"
-    return [Bound(name, kernel, [image, packed, bias_of(low, bias, weight), rest, out], flops)]
+    args = [image, packed, bias_of(low, bias, weight), rest, out]
+    return [Bound(name, kernel, args, flops, fixed=fixed(low, weight, bias))]
 
 
 def _epilogue(activation: nodes.Activation) -> Any:
@@ -109,11 +108,6 @@ def _smooth(low: Any, out: Array, activation: nodes.Activation) -> list[Bound]:
 def _whole_blocks(values: Any) -> Any:
     """A number for each channel, and 0 for the lanes that have none."""
     return np.pad(values, (0, -values.size % lanes_of(values.dtype)))
-
-
-def packing(weight: Tensor, pack: Any) -> Tensor:
-    """What a kernel packs of a weight."""
-    return torch.from_numpy(pack(np.ascontiguousarray(weight.numpy())))
 
 
 BINDERS = {

@@ -22,12 +22,14 @@ SMALL = 2048  # numbers in all arrays of a call: a second core would save less t
 
 @dataclass
 class Bound:
-    """A kernel and its arguments: Arrays and constants, the arrays that it fills last."""
+    """A kernel and its arguments: Arrays and constants, the arrays that it fills last; else see lower.Step."""
 
     name: str
     kernel: Callable[..., Any]
     args: list[Any]
     flops: int = 0
+    small: bool = False
+    fixed: bool = True
 
 
 def bound(low: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
@@ -41,9 +43,8 @@ def bound(low: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
     args = [low.packed(a.buffer.key, of_weights[i]) if i in of_weights else a for i, a in enumerate(args)]
     if len(of_weights) < len(packs):
         kernel = _packing({i: pack for i, pack in packs.items() if i not in of_weights}, kernel)
-    if sum(math.prod(shape) for shape, _ in arrays) <= SMALL:
-        kernel = getattr(kernel, "alone", kernel)
-    return Bound(op, kernel, args, flops)
+    small = sum(math.prod(shape) for shape, _ in arrays) <= SMALL
+    return Bound(op, kernel, args, flops, small)
 
 
 def _packing(packs: dict[int, Callable[[Any], Any]], kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,6 +69,11 @@ def bias_of(low: Any, bias: Node | None, weight: Node) -> Any:
     if bias is None:
         return np.zeros(shape(weight)[0], _numpy(weight))
     return low.array(bias)
+
+
+def fixed(low: Any, weight: Node, bias: Node | None) -> bool:
+    """Whether weight and bias are the model's, and follow from no input."""
+    return weight in low.static and (bias is None or bias in low.static)
 
 
 def _numpy(node: Node) -> np.dtype[Any]:
@@ -105,7 +111,9 @@ def conv2d_max_pool2d(low: Any, node: Node) -> list[Bound] | None:
     flops = multiply_adds(buffers.new(between, image.dtype), weight)
     if "conv2d_max_pool2d" in variant.ops:
         indices = _indices(variant.ops["conv2d_max_pool2d"], target)
-        return [bound(low, "conv2d_max_pool2d", [*filters, conv.size, *pool[:4], target, indices], flops)]
+        pooled = bound(low, "conv2d_max_pool2d", [*filters, conv.size, *pool[:4], target, indices], flops)
+        pooled.fixed = fixed(low, weight, bias)
+        return [pooled]
     z = buffers.new(between, image.dtype)
     pooled = bound(low, "max_pool2d", [z, *pool[:4], target, buffers.new(target.shape, np.int64)])
     return [bound(low, "conv2d", [*filters, z], flops), pooled]

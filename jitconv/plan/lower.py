@@ -28,13 +28,23 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 
 @dataclass
 class Step:
-    """One call: kernel(*args), each an Array or a constant. Without a kernel it is a torch step: node's call."""
+    """One call: kernel(*args), each an Array or a constant. Without a kernel it is a torch step: node's call.
+
+    small: not worth a second core. fixed: all that the kernel looks at before its drivers' calls are weights.
+    """
 
     node: Node
     name: str
     args: list[Any] = field(default_factory=list)
-    kernel: Callable[..., Any] | None = None
+    kernel: Any = None
     flops: int = 0
+    small: bool = False
+    fixed: bool = True
+
+    @property
+    def recordable(self) -> bool:
+        """Whether the kernel's calls may be recorded as long as the weights stay what they are."""
+        return self.fixed and getattr(self.kernel, "recordable", False)
 
     @property
     def is_torch(self) -> bool:
@@ -143,18 +153,18 @@ class Lowering:
         """What a kernel packs of a weight, again whenever that changes; of one that is computed, at each call."""
         key = ("packed", weight, pack)
         if key not in self.arrays:
-            self.prepare(key, blocked.packing, (weight, pack))
-            example = blocked.packing(torch.zeros(shape(weight), dtype=value(weight).dtype), pack)
-            self.arrays[key] = buffers.new(tuple(example.shape), self.dtype(weight), "weight", key)
+            size = pack(np.zeros(shape(weight), self.dtype(weight))).shape
+            if weight in self.static:
+                self.prepared[key] = Prepared(key, nodes.packed, (weight, pack))
+                self.arrays[key] = buffers.new(size, self.dtype(weight), "weight", key)
+            else:
+                self.arrays[key] = buffers.new(size, self.dtype(weight))
+                self.steps.append(Step(weight, "pack", [self.array(weight), pack, self.arrays[key]], _pack))
         return self.arrays[key]
 
     @staticmethod
     def dtype(node: Node) -> np.dtype[Any]:
         return DTYPES[value(node).dtype]
-
-    def prepare(self, key: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """Have target(*args) computed from weights whenever they change."""
-        self.prepared.setdefault(key, Prepared(key, target, args))
 
     # ---- one node ----
 
@@ -183,7 +193,7 @@ class Lowering:
             self.steps.append(Step(node, _torch_name(node)))
             return
         for each in bound:
-            self.steps.append(Step(node, each.name, each.args, each.kernel, each.flops))
+            self.steps.append(Step(node, each.name, each.args, each.kernel, each.flops, each.small, each.fixed))
         if node in self.roots and node in self.blocks:
             self.array(node)
 
@@ -252,6 +262,10 @@ class Lowering:
             if node in self.torchs:
                 shares[node] = {node}.union(*(shares.get(source, {source}) for source in self.torchs[node]))
         return shares
+
+
+def _pack(weight: Any, pack: Callable[[Any], Any], packed: Any) -> None:
+    packed[:] = pack(weight)
 
 
 def _attribute(module: Any, path: str) -> Any:

@@ -8,6 +8,7 @@ activation, everywhere: None, ("relu",), ("clamp", low, high), ("hardswish",) or
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -99,6 +100,7 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 # Of weights alone: computed once, and again when one of them has changed. In float64: folding costs one rounding.
+# All plans of a model share what FOLDED names.
 
 
 def norm_scale(weight: Tensor | None, variance: Tensor, eps: float) -> Tensor:
@@ -125,3 +127,11 @@ def scaled_weight(weight: Tensor, scale: Tensor) -> Tensor:
 def scaled_bias(bias: Tensor | None, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
     """b[o] · scale[o] + shift[o]"""
     return (shift if bias is None else bias.double() * scale + shift).to(dtype)
+
+
+def packed(weight: Tensor, pack: Any) -> Tensor:
+    """What a kernel packs of a weight."""
+    return torch.from_numpy(pack(np.ascontiguousarray(weight.numpy())))
+
+
+FOLDED = (norm_scale, norm_shift, cast, scaled_weight, scaled_bias, packed)

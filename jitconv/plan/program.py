@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from operator import attrgetter, getitem, is_
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, fx
 
 from jitconv.memory import memory_of, prefer_huge_pages
+from jitconv.packing import kept
+from jitconv.plan import nodes
 from jitconv.plan.buffers import ALIGNMENT, Array
 from jitconv.plan.capture import Source
 from jitconv.plan.lower import Lowering, Step
 from jitconv.plan.nodes import Node
+from jitconv.variants.recording import ALL, RUN, Recording, record, table
 from jitconv.variants.threads import count
 
 
@@ -39,7 +43,10 @@ class Weights:
         }
         for key, made in program.prepared.items():
             args, kwargs = fx.node.map_aggregate((made.args, made.kwargs), self._value)
-            self.tensors[key] = made.target(*args, **kwargs)
+            make = partial(made.target, *args, **kwargs)
+            formula, sources = program.formulas.get(key, (None, ()))
+            tensors = [self.tensors[source] for source in sources]
+            self.tensors[key] = kept(tensors, formula, make) if tensors else make()
         self.contiguous = {key: self.tensors[key].contiguous() for key in program.weight_arrays}
 
     def _value(self, arg: Any) -> Any:
@@ -87,14 +94,36 @@ class Program:
         self.weight_arrays = {array.buffer.key for array in low.arrays.values() if array.buffer.kind == "weight"}
         self.torch_reads = {node for step in self.steps if step.is_torch for node in step.node.all_input_nodes}
         self.torch_reads |= {node for node in self.outputs if isinstance(node, fx.Node)}
+        self.formulas = {key: formula for key in self.prepared if (formula := self._formula(key))}
         self.has_torch = any(step.is_torch for step in self.steps)
         self.now: Weights | None = None
         self.frames: list[Frame] = []
         self.lock = threading.Lock()
 
+    def _formula(self, key: Any) -> tuple[Any, list[Node]] | None:
+        """How something is folded or packed, and of which weights: equal for all programs of the model."""
+        sources: list[Node] = []
+
+        def spelled(arg: Any) -> Any:
+            if not isinstance(arg, fx.Node) and arg is not key:
+                return arg
+            made = self.prepared.get(arg)
+            if made is None:
+                sources.append(arg)
+                return "weight", tuple(arg.meta["val"].shape), arg.meta["val"].dtype
+            if made.target not in nodes.FOLDED:
+                raise LookupError
+            return made.target, *map(spelled, made.args)
+
+        try:
+            return spelled(key), sources
+        except LookupError:
+            return None
+
     def timer(self, inputs: Sequence[Any]) -> Callable[[], list[float]]:
         """Return what runs once on these inputs, as a call does, and returns the seconds of each step."""
-        frame, weights = Frame(self), self._refresh(inputs)
+        frame, weights = Frame(self, apart=True), self._refresh(inputs)
+        frame.bind(weights)
         times: list[float] = []
 
         def timed(function: Any) -> Any:
@@ -154,29 +183,28 @@ def _without_autocast() -> Any:
 class Frame:
     """The memory of one call at a time, and the steps bound to it: all that need not be done again is done here.
 
-    calls: functions and their argument lists, run one after the other. patches: for what lies elsewhere at each call,
-    by the key of its buffer: the places in argument lists that get a view of it, and the nodes whose value it is.
+    calls: functions and their argument lists, run one after the other; steps that can be recorded are one call with
+    the recorded ones beside them, or `apart`. patches: for what lies elsewhere at each call, by the key of its buffer:
+    the places in argument lists that get a view of it; addresses: the numbers in recordings that are its address.
+    views: the nodes whose value it is.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, apart: bool = False) -> None:
+        self.program, self.apart = program, apart
         self.weights: Weights | None = None
         memory = torch.empty(program.arena + ALIGNMENT, dtype=torch.uint8)
         self.memory, self.start = prefer_huge_pages(memory).numpy(), -memory.data_ptr() % ALIGNMENT
         self.values: dict[Any, Any] = {}  # what torch steps and the caller read
-        self.patches: dict[Any, list[tuple[list[Any], int, tuple[int, ...], Any, Any, int]]] = {}
+        self.patches: dict[Any, list[tuple[list[Any], int, Array, Any]]] = {}
+        self.addresses: dict[Any, list[tuple[memoryview, int, int]]] = {}
         self.views: dict[Any, list[tuple[Node, Array]]] = {}
         self.calls: list[tuple[Any, list[Any]]] = []
-        last = self._last_reads()
-        for i, step in enumerate(program.steps):
-            self.calls.append((self._torch, [step]) if step.is_torch else (step.kernel, self._arguments(step)))
-            if i in last:
-                self.calls.append((self._drop, last[i]))
-        self.alone = [(getattr(function, "alone", function), args) for function, args in self.calls]  # on one core
+        self.alone: list[tuple[Any, list[Any]]] = []  # the same on one core
+        self.recorded: list[Recording] = []
         for node in program.torch_reads & program.arrays.keys():
             array = program.arrays[node]
             if array.buffer.kind == "arena":
-                self.values[node] = torch.from_numpy(self._static(array))
+                self.values[node] = torch.from_numpy(self._in_arena(array))
             elif array.buffer.key is not node or array.buffer.kind == "output":
                 self.views.setdefault(array.buffer.key, []).append((node, array))
         keys = {array.buffer.key for array in program.arrays.values() if array.buffer.kind == "output"}
@@ -187,8 +215,8 @@ class Frame:
         if self.simple:  # the results are what kernels fill, and nothing else looks at them
             for key in made:
                 del self.views[key]
-        used = (*self.patches, *self.views)
-        self.read = [(node, index) for node, index in program.inputs if node in used]
+        read = {a.buffer.key for step in program.steps for a in step.args if isinstance(a, Array)} | self.views.keys()
+        self.read = [(node, index) for node, index in program.inputs if node in read]
         self.seen = [(node, index) for node, index in program.inputs if node in program.torch_reads]
 
     def _last_reads(self) -> dict[int, list[Node]]:
@@ -206,25 +234,87 @@ class Frame:
                 dropped.setdefault(i, []).append(node)
         return dropped
 
+    def bind(self, weights: Weights) -> None:
+        """Make the calls with these weights."""
+        self.weights = weights  # which keeps the tensors alive
+        self.values.update((node, weights.tensors[node]) for node in self.program.torch_reads & weights.tensors.keys())
+        for collected in (self.patches, self.addresses, self.calls, self.alone, self.recorded):
+            collected.clear()
+        stand_ins, last = self._stand_ins(), self._last_reads()
+        together: list[tuple[Recording, int]] = []
+        for i, step in enumerate(self.program.steps):
+            own = self._recorded(step, stand_ins)
+            together += own
+            if together and (not own or self.apart):
+                self._add(RUN, [table(together)])
+                together = []
+            if step.is_torch:
+                self._add(self._torch, [step])
+            elif not own:
+                self._add(step.kernel, self._arguments(step), step.small)
+            if i in last:
+                self._add(self._drop, last[i])
+        if together:
+            self._add(RUN, [table(together)])
+        for key, tensor in weights.contiguous.items():
+            self._bind(key, tensor)
+
+    def _stand_ins(self) -> dict[Any, Any]:
+        """Memory in the place of what lies elsewhere at each call, while calls are recorded."""
+        arrays = [array for step in self.program.steps for array in step.args if isinstance(array, Array)]
+        elsewhere = {a.buffer.key: a.buffer for a in arrays if a.buffer.kind not in ("arena", "weight")}
+        return {key: np.empty(buffer.nbytes + ALIGNMENT, np.uint8) for key, buffer in elsewhere.items()}
+
+    def _recorded(self, step: Step, stand_ins: dict[Any, Any]) -> list[tuple[Recording, int]]:
+        """A step's recordings, with the most workers that each is to have; none if it cannot be recorded."""
+        if not step.recordable:
+            return []
+        args = [self._at(arg, stand_ins) if isinstance(arg, Array) else arg for arg in step.args]
+        recordings = []
+        for call in step.kernel.calls(*args):
+            recording = record(*call)
+            if recording is None:
+                return []
+            recordings.append(recording)
+            for key, memory in stand_ins.items():
+                distance = recording.arguments - memory.ctypes.data
+                for place in np.flatnonzero((distance >= 0) & (distance <= memory.nbytes - ALIGNMENT)).tolist():
+                    entry = memoryview(recording.arguments), place, int(distance[place])
+                    self.addresses.setdefault(key, []).append(entry)
+        self.recorded += recordings
+        return [(recording, 1 if step.small else ALL) for recording in recordings]
+
     def _arguments(self, step: Step) -> list[Any]:
         args: list[Any] = []
         for i, arg in enumerate(step.args):
-            if isinstance(arg, Array) and arg.buffer.kind != "arena":
-                size = memory_of(arg.nbytes)
-                self.patches.setdefault(arg.buffer.key, []).append((args, i, arg.shape, arg.dtype, size, arg.offset))
+            if isinstance(arg, Array) and arg.buffer.kind not in ("arena", "weight"):
+                self.patches.setdefault(arg.buffer.key, []).append((args, i, arg, memory_of(arg.nbytes)))
                 args.append(None)
             else:
-                args.append(self._static(arg) if isinstance(arg, Array) else arg)
+                args.append(self._at(arg, {}) if isinstance(arg, Array) else arg)
         return args
 
-    def _static(self, array: Array) -> Any:
-        """An array in the arena."""
+    def _at(self, array: Array, stand_ins: dict[Any, Any]) -> Any:
+        kind, key = array.buffer.kind, array.buffer.key
+        if kind == "arena":
+            return self._in_arena(array)
+        if kind == "weight":
+            address = self.weights.contiguous[key].data_ptr() + array.offset
+            return np.ndarray(array.shape, array.dtype, memory_of(array.nbytes)(address))
+        return np.ndarray(array.shape, array.dtype, stand_ins[key], array.offset)
+
+    def _in_arena(self, array: Array) -> Any:
         return np.ndarray(array.shape, array.dtype, self.memory, self.start + array.buffer.offset + array.offset)
+
+    def _add(self, function: Any, args: list[Any], small: bool = False) -> None:
+        alone = getattr(function, "alone", function)
+        self.calls.append((alone if small else function, args))
+        self.alone.append((alone, args))
 
     def run(self, weights: Weights, inputs: Sequence[Any]) -> list[Any]:
         """Compute the outputs of these inputs."""
         if self.weights is not weights:
-            self._bind_weights(weights)
+            self.bind(weights)
         copies = []  # held until the end of the call
         for node, index in self.read:
             tensor = inputs[index]
@@ -245,24 +335,17 @@ class Frame:
 
     def _bind(self, key: Any, tensor: Tensor) -> None:
         """Let the steps find in this tensor what lies in the buffer of this key."""
-        if key in self.patches:
-            address = tensor.data_ptr()
-            for args, i, shape, dtype, memory_at, offset in self.patches[key]:
-                args[i] = np.ndarray(shape, dtype, memory_at(address + offset))
-        if key in self.views:
-            for node, array in self.views[key]:
-                if array.shape != tensor.shape:
-                    first = array.offset // array.dtype.itemsize
-                    self.values[node] = tensor.view(-1)[first : first + math.prod(array.shape)].view(array.shape)
-                else:
-                    self.values[node] = tensor
-
-    def _bind_weights(self, weights: Weights) -> None:
-        for node, tensor in weights.contiguous.items():
-            self._bind(node, tensor)
-        for node in self.program.torch_reads & weights.tensors.keys():
-            self.values[node] = weights.tensors[node]
-        self.weights = weights  # which keeps the tensors alive
+        address = tensor.data_ptr()
+        for numbers, place, distance in self.addresses.get(key, ()):
+            numbers[place] = address + distance
+        for args, i, array, memory_at in self.patches.get(key, ()):
+            args[i] = np.ndarray(array.shape, array.dtype, memory_at(address + array.offset))
+        for node, array in self.views.get(key, ()):
+            if array.shape != tensor.shape:
+                first = array.offset // array.dtype.itemsize
+                self.values[node] = tensor.view(-1)[first : first + math.prod(array.shape)].view(array.shape)
+            else:
+                self.values[node] = tensor
 
     def _torch(self, step: Step) -> None:
         """Run a torch step; kernels that read its result get it as it now lies in memory."""
@@ -273,7 +356,7 @@ class Frame:
         except Exception as error:
             error.add_note(f"jitconv: in the step {step.name} of a plan{place(node)}")
             raise
-        if node in self.patches or node in self.views:
+        if node in self.patches or node in self.addresses or node in self.views:
             result = result.contiguous()
             self._bind(node, result)
         self.values[node] = result

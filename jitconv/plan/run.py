@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jitconv import variants
+from jitconv import packing, variants
 from jitconv.compat import pytree, transform
 from jitconv.plan.capture import Captured, capture
 from jitconv.plan.lower import Lowering
@@ -75,6 +75,7 @@ class Plan:
         """Read all weights anew at the next call: after a change that torch does not count."""
         for program in self._programs.values():
             program.now = None
+        packing.forget()
 
     def profile(self, *inputs: Any, repeats: int = 20) -> Any:
         """Run on these inputs and return the steps with the median time of each; print it, or read its `rows`."""

@@ -18,6 +18,9 @@ _INT, _NUMBER, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_point
 _WORK = ir.FunctionType(ir.VoidType(), [_NUMBER, _NUMBER, _POINTER])  # worker, workers, arguments
 _START = ir.FunctionType(ir.VoidType(), [_NUMBER, _NUMBER, _NUMBER])  # the address of work, workers, arguments
 ALONE = 0  # in the place of a pool's start: one worker after another, on the calling thread
+RECORD = 1  # or nothing runs, and what would is written down: see each_worker
+HEADER = 3  # numbers of what RECORD writes, before the arguments
+NO_MEMORY = "a worker found no memory"
 
 
 @inner
@@ -37,7 +40,9 @@ def _address(start, **options):
 
 
 @intrinsic
-def _call(typing, work, worker, workers, arguments):
+def call_work(typing, work, worker, workers, arguments):
+    """Do one worker's part, on this thread."""
+
     def code(context, builder, signature, args):
         work, worker, workers, arguments = args
         function = builder.inttoptr(work, _WORK.as_pointer())
@@ -47,9 +52,20 @@ def _call(typing, work, worker, workers, arguments):
     return types.void(*(types.intp,) * 4), code
 
 
+@intrinsic
+def start_work(typing, start, work, workers, arguments):
+    """Do all workers' parts, on the pool of `start`."""
+
+    def code(context, builder, signature, args):
+        builder.call(builder.inttoptr(args[0], _START.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*(types.intp,) * 4), code
+
+
 def _start_numba(work, workers, arguments):
     for worker in prange(workers):
-        _call(work, worker, workers, arguments)
+        call_work(work, worker, workers, arguments)
 
 
 @functools.cache
@@ -122,7 +138,12 @@ def _borrowed(context, builder, kind, value):
 
 @intrinsic
 def each_worker(typing, start, workers, function, args):
-    """function(worker, workers, *args) for each worker: on the pool of `start`; if that is ALONE, in turn."""
+    """function(worker, workers, *args) for each worker: on the pool of `start`; if that is ALONE, in turn.
+
+    If it is RECORD, `workers` is an address, where three numbers are: how many bytes may follow them (which is read),
+    the address of the code that each worker runs, and how many bytes that is given (which are written). Those bytes
+    come next, if they are not too many: 8 that become 1 where a worker has failed, and the arguments.
+    """
     call = function.get_call_type(typing, (types.intp, types.intp, *args.types), {})
 
     def code(context, builder, signature, values):
@@ -130,8 +151,8 @@ def each_worker(typing, start, workers, function, args):
         arguments = _borrowed(context, builder, args, arguments)
         compiled = function.dispatcher.overloads[call.args]
         context.add_linking_libs([compiled.library])
-        failed = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(1), 0))
-        room = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [arguments, failed]))
+        failed = ir.Constant(_NUMBER, 0)
+        room = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [failed, arguments]))
 
         # What a thread is given: the code that unpacks the arguments and calls, and where the arguments lie.
         work = ir.Function(builder.module, _WORK, builder.module.get_unique_name("work"))
@@ -139,26 +160,39 @@ def each_worker(typing, start, workers, function, args):
         work.attributes.add("noinline")
         inside = ir.IRBuilder(work.append_basic_block())
         worker, count, address = work.args
-        stored = inside.load(inside.bitcast(address, room.type))
-        items = cgutils.unpack_tuple(inside, inside.extract_value(stored, 0), len(args.types))
+        given = inside.bitcast(address, room.type)
+        items = cgutils.unpack_tuple(inside, inside.extract_value(inside.load(given), 1), len(args.types))
         callee = context.declare_function(builder.module, compiled.fndesc)
         numbers = [worker, count, *items]
         status, _ = context.call_conv.call_function(inside, callee, call.return_type, call.args, numbers)
         with inside.if_then(status.is_error, likely=False):
-            inside.store(ir.Constant(ir.IntType(1), 1), inside.extract_value(stored, 1))
+            inside.store(ir.Constant(_NUMBER, 1), cgutils.gep_inbounds(inside, given, 0, 0))
         inside.ret_void()
 
-        place = builder.bitcast(room, _POINTER)
-        with builder.if_else(builder.icmp_signed("==", start, ir.Constant(_NUMBER, ALONE))) as (alone, together):
+        place, address = builder.bitcast(room, _POINTER), builder.ptrtoint(work, _NUMBER)
+        here, recorded = (builder.icmp_signed("==", start, ir.Constant(_NUMBER, each)) for each in (ALONE, RECORD))
+        with builder.if_else(here) as (alone, otherwise):
             with alone, cgutils.for_range(builder, workers) as loop:
                 builder.call(work, [loop.index, workers, place])
-            with together:
-                function_of_pool = builder.inttoptr(start, _START.as_pointer())
-                builder.call(
-                    function_of_pool, [builder.ptrtoint(work, _NUMBER), workers, builder.ptrtoint(place, _NUMBER)]
-                )
-        with builder.if_then(builder.load(failed), likely=False):
-            context.call_conv.return_user_exc(builder, MemoryError, ("a worker found no memory",))
+            with otherwise, builder.if_else(recorded) as (record, together):
+                with record:
+                    _write_down(builder, workers, address, place, context.get_abi_sizeof(room.type.pointee))
+                with together:
+                    function_of_pool = builder.inttoptr(start, _START.as_pointer())
+                    builder.call(function_of_pool, [address, workers, builder.ptrtoint(place, _NUMBER)])
+        failed = builder.load(cgutils.gep_inbounds(builder, room, 0, 0))
+        with builder.if_then(cgutils.is_not_null(builder, failed), likely=False):
+            context.call_conv.return_user_exc(builder, MemoryError, (NO_MEMORY,))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, function, args), code
+
+
+def _write_down(builder, target, work, arguments, size):
+    header = builder.inttoptr(target, _NUMBER.as_pointer())
+    room, of_work, of_size, rest = (builder.gep(header, [ir.Constant(_NUMBER, i)]) for i in range(HEADER + 1))
+    size = ir.Constant(_NUMBER, size)
+    builder.store(work, of_work)
+    builder.store(size, of_size)
+    with builder.if_then(builder.icmp_signed("<=", size, builder.load(room))):
+        cgutils.raw_memcpy(builder, rest, arguments, size, 1)

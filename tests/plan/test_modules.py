@@ -295,6 +295,47 @@ def test_what_torch_does_not_count_is_seen_after_refresh() -> None:
         close(plan(x), model(x))
 
 
+def test_weights_that_are_computed_are_packed_at_each_call() -> None:
+    model: Any = Module(
+        lambda m, x: F.conv2d(F.conv2d(x, m.w, m.b(x[0, 0, 0])), m.a(x[0, 0, 0]).view(16, 16, 1, 1)),
+        a=nn.Linear(X[3], 256), b=nn.Linear(X[3], 16),
+    )  # fmt: skip
+    model.w = nn.Parameter(torch.randn(16, X[1], 3, 3))
+    plan = jitconv.plan(model, torch.randn(X))
+    for _ in range(3):
+        x = torch.randn(X)
+        with torch.no_grad():
+            close(plan(x), model(x))
+
+
+def test_two_inputs_may_be_one_tensor_and_then_two() -> None:
+    model: Any = Module(lambda m, x, y: m.a(x) + y[:, :1], a=conv(X[1], 8))
+    x, y = torch.randn(X), torch.randn(X)
+    plan = jitconv.plan(model, x, y)
+    for pair in ((x, x), (x, y), (y, x)):
+        with torch.no_grad():
+            close(plan(*pair), model(*pair))
+
+
+def test_weights_that_are_not_finite_give_what_torch_gives() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2))
+    x = torch.randn(1, 1, 8, 8)
+    plan = jitconv.plan(model, x)
+    for value in (float("inf"), 1.0):
+        with torch.no_grad():
+            model[0].weight[0, 0, 0, 0] = value
+            torch.testing.assert_close(plan(x), model(x), equal_nan=True)
+
+
+def test_batch_sizes_share_what_was_packed() -> None:
+    model: Any = nn.Sequential(conv(3, 16), nn.BatchNorm2d(16), nn.ReLU(), conv(16, 16), nn.Flatten()).eval()
+    plan = jitconv.plan(model, torch.randn(1, 3, 8, 8))
+    plan(torch.randn(1, 3, 8, 8))
+    plan(torch.randn(5, 3, 8, 8))
+    one, five = ({t.data_ptr() for t in p.now.contiguous.values()} for p in plan._programs.values() if p.now)
+    assert one == five
+
+
 def test_shared_weights_that_part_are_seen() -> None:
     model: Any = Module(lambda m, x: m.b(m.a(x)), a=conv(4, 4), b=conv(4, 4))
     model.b.weight = model.a.weight

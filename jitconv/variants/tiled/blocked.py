@@ -99,8 +99,8 @@ class Packing:
         return sum(size_of(weights, taps) for weights, taps in self.parts)
 
 
-CONVOLVE = Tiled(convolve, None)
-SMOOTH = {name: Tiled(function, None) for name, function in (("hardswish", hardswish), ("silu", silu))}
+CONVOLVE = Tiled(convolve, None, recordable=True)
+SMOOTH = {function.__name__: Tiled(function, None, recordable=True) for function in (hardswish, silu)}
 
 
 class Convolution:
@@ -176,32 +176,43 @@ class Convolution:
 
     def __call__(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> None:
         """Fill `out`; residual: an array in out's layout, or None."""
+        for kernel, args in self.calls(x, packed, bias, residual, out):
+            kernel(*args)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether its calls may be recorded, because they need no memory but their arrays."""
+        return self.layout_out == "blocked" and (self.layout_in == "blocked" or self.planar)
+
+    def calls(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> list[tuple[Tiled, tuple[Any, ...]]]:
+        """The drivers' calls that a call consists of. Reads no array but the bias."""
         sizes, dtype = self.sizes, self.dtype
         groups = (sizes.N, sizes.groups) if self.depthwise else (sizes.N * sizes.groups, 1)
         inputs, outputs = sizes.inputs * groups[1], sizes.outputs * groups[1]
         pixels, out_pixels = sizes.size[0] * sizes.size[1], sizes.out_size[0] * sizes.out_size[1]
-        source, target = x.reshape(-1), out.reshape(-1)
+        source, target, calls = x.reshape(-1), out.reshape(-1), []
         rest = np.empty(0, dtype) if residual is None else residual.reshape(-1)
         if self.layout_in == "nchw" and not self.planar:
-            source = self._blocked("x", source, groups[0], inputs, pixels)
+            source = self._blocked("x", source, groups[0], inputs, pixels, calls)
         if self.layout_out == "nchw":
             if residual is not None:
-                rest = self._blocked("residual", rest, groups[0], outputs, out_pixels)
+                rest = self._blocked("residual", rest, groups[0], outputs, out_pixels, calls)
             size = groups[0] * blocks_of(outputs, dtype) * out_pixels * lanes_of(dtype)
             target = layout.workspace("out", size, dtype)
         for part in self.parts:
             own_bias = bias if part.bias is None else np.append(bias, dtype.type(0))[part.bias]
             arrays = Arrays(source, packed[part.weights], own_bias, rest[part.out :], target[part.out :])
-            CONVOLVE(part.shape, arrays, part.tables, part.launch)
+            calls.append((CONVOLVE, (part.shape, arrays, part.tables, part.launch)))
         if self.layout_out == "nchw":
-            FROM_BLOCKED(target, outputs, out_pixels, out.reshape(-1))
+            calls.append((FROM_BLOCKED, (target, outputs, out_pixels, out.reshape(-1))))
         if self.epilogue.activation in SMOOTH:
-            SMOOTH[self.epilogue.activation](out.reshape(-1))
+            calls.append((SMOOTH[self.epilogue.activation], (out.reshape(-1),)))
+        return calls
 
-    def _blocked(self, name: str, array: Any, groups: int, channels: int, pixels: int) -> Any:
+    def _blocked(self, name: str, array: Any, groups: int, channels: int, pixels: int, calls: list[Any]) -> Any:
         size = groups * blocks_of(channels, self.dtype) * pixels * lanes_of(self.dtype)
         result = layout.workspace(name, size, self.dtype)
-        TO_BLOCKED(array, channels, pixels, result)
+        calls.append((TO_BLOCKED, (array, channels, pixels, result)))
         return result
 
 

@@ -92,4 +92,4 @@ def _gemv(worker, workers, x, packed, bias, low, high, out):
         store(clamp(total, low, high), out, o, end - o)
 
 
-GEMV = Tiled(gemv, None)
+GEMV = Tiled(gemv, None, recordable=True)

@@ -17,17 +17,24 @@ class Tiled(Kernel):
 
     Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
     number that is not finite met zeros that are not part of the sum.
+    recordable: whether the driver gives its workers its own arguments and nothing else, by one each_worker.
     """
 
     leaves_out = False  # the last result, where it is given an array of no size for it
 
-    def __init__(self, driver: Any, plain: Callable[..., None] | None, *options: Any) -> None:
+    def __init__(
+        self, driver: Any, plain: Callable[..., None] | None, *options: Any, recordable: bool = False
+    ) -> None:
         super().__init__(_compiled(driver))
-        self.plain, self.options = plain, options
+        self.plain, self.options, self.recordable = plain, options, recordable
 
     def run(self, start: int, workers: int, *args: Any) -> None:
         if self.function(start, workers, *self.options, *args) is False and self.plain is not None:
             self.plain(*args)
+
+    def calls(self, *args: Any) -> list[tuple["Tiled", tuple[Any, ...]]]:
+        """The drivers' calls that a call consists of."""
+        return [(self, args)]
 
 
 class Choice:

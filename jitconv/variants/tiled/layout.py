@@ -138,4 +138,4 @@ def blocks_of(C: int, dtype: Any) -> int:
 
 
 PACK = Tiled(pack_weights, None)
-TO_BLOCKED, FROM_BLOCKED = Tiled(to_blocked, None), Tiled(from_blocked, None)
+TO_BLOCKED, FROM_BLOCKED = (Tiled(driver, None, recordable=True) for driver in (to_blocked, from_blocked))

@@ -163,10 +163,12 @@ def _two_ops_of_plain_loops(x: Any, weight: Any, bias: Any, *args: Any) -> None:
     _with_indices(z, kernel_size, stride, padding, dilation, out, indices)
 
 
-WINDOWS = Tiled(pooling.max_pool2d, None)
+WINDOWS = Tiled(pooling.max_pool2d, None, recordable=True)
 SPREAD = {True: Tiled(pooling.spread_whole_windows, None), False: Tiled(pooling.spread_windows, None)}
-SHORT_POOLED = Tiled(fused.short_conv2d_max_pool2d, _two_ops_of_plain_loops)
-POOLED = Tiled(fused.conv2d_max_pool2d, _two_ops_of_plain_loops)
+SHORT_POOLED, POOLED = (
+    Tiled(driver, _two_ops_of_plain_loops, recordable=True)
+    for driver in (fused.short_conv2d_max_pool2d, fused.conv2d_max_pool2d)
+)
 
 CONVOLUTIONS = {
     "conv2d": Choice(partial(choose_conv2d, False)),

@@ -128,5 +128,6 @@ def _add(worker, workers, x, y, low, high, out):
         store(clamp(load(unit, x, i, n, 0) + load(unit, y, i, n, 0), low, high), out, i, n)
 
 
-MAX_POOL2D, AVG_POOL2D = Tiled(max_pool2d, None), Tiled(avg_pool2d, None)
-AFFINE, ADD = Tiled(affine, None), Tiled(add, None)
+MAX_POOL2D, AVG_POOL2D, AFFINE, ADD = (
+    Tiled(driver, None, recordable=True) for driver in (max_pool2d, avg_pool2d, affine, add)
+)
