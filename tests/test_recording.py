@@ -42,7 +42,8 @@ def test_a_recorded_call_runs_where_its_arrays_then_are(threads):
 
 def test_a_recorded_call_without_memory_is_an_error_each_time():
     size = np.array([8])
-    lines = table([(record(ASK, (size,)), ALL)])
+    recording = record(ASK, (size,))
+    lines = table([(recording, ALL)])
     RUN(lines)
     size[0] = 2**58
     for _ in range(2):

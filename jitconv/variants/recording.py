@@ -42,7 +42,7 @@ def record(kernel: Tiled, args: tuple[Any, ...]) -> Recording | None:
 
 
 def table(recordings: list[tuple[Recording, int]]) -> np.ndarray:
-    """What RUN takes: of recordings, each with the number of workers that it may have at most."""
+    """What RUN takes: of recordings, which must be kept, each with the number of workers that it may have at most."""
     lines = [(each.code, each.arguments.ctypes.data, most) for each, most in recordings]
     return np.array(lines, np.int64).reshape(-1)
 
