@@ -9,7 +9,17 @@ from jitconv import shapes
 from jitconv.plan import nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape
-from jitconv.plan.kernels import Bound, activation_in_place, bias_of, bounds, concat, fixed, flat, geometry, multiply_adds
+from jitconv.plan.kernels import (
+    Bound,
+    activation_in_place,
+    bias_of,
+    bounds,
+    concat,
+    fixed,
+    flat,
+    geometry,
+    multiply_adds,
+)
 from jitconv.plan.nodes import Node
 from jitconv.variants.simd import lanes_of
 from jitconv.variants.tiled import blocked, windows

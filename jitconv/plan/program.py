@@ -44,9 +44,8 @@ class Weights:
         for key, made in program.prepared.items():
             args, kwargs = fx.node.map_aggregate((made.args, made.kwargs), self._value)
             make = partial(made.target, *args, **kwargs)
-            formula, sources = program.formulas.get(key, (None, ()))
-            tensors = [self.tensors[source] for source in sources]
-            self.tensors[key] = kept(tensors, formula, make) if tensors else make()
+            formula, of = program.formulas.get(key, (None, []))
+            self.tensors[key] = kept([self.tensors[node] for node in of], formula, make) if of else make()
         self.contiguous = {key: self.tensors[key].contiguous() for key in program.weight_arrays}
 
     def _value(self, arg: Any) -> Any:
@@ -196,7 +195,7 @@ class Frame:
         self.memory, self.start = prefer_huge_pages(memory).numpy(), -memory.data_ptr() % ALIGNMENT
         self.values: dict[Any, Any] = {}  # what torch steps and the caller read
         self.patches: dict[Any, list[tuple[list[Any], int, Array, Any]]] = {}
-        self.addresses: dict[Any, list[tuple[memoryview, int, int]]] = {}
+        self.addresses: dict[Any, list[tuple[Any, int, int]]] = {}
         self.views: dict[Any, list[tuple[Node, Array]]] = {}
         self.calls: list[tuple[Any, list[Any]]] = []
         self.alone: list[tuple[Any, list[Any]]] = []  # the same on one core
@@ -279,7 +278,7 @@ class Frame:
             for key, memory in stand_ins.items():
                 distance = recording.arguments - memory.ctypes.data
                 for place in np.flatnonzero((distance >= 0) & (distance <= memory.nbytes - ALIGNMENT)).tolist():
-                    entry = memoryview(recording.arguments), place, int(distance[place])
+                    entry = recording.numbers, place, int(distance[place])
                     self.addresses.setdefault(key, []).append(entry)
         self.recorded += recordings
         return [(recording, 1 if step.small else ALL) for recording in recordings]
@@ -298,7 +297,7 @@ class Frame:
         kind, key = array.buffer.kind, array.buffer.key
         if kind == "arena":
             return self._in_arena(array)
-        if kind == "weight":
+        if kind == "weight" and self.weights is not None:
             address = self.weights.contiguous[key].data_ptr() + array.offset
             return np.ndarray(array.shape, array.dtype, memory_of(array.nbytes)(address))
         return np.ndarray(array.shape, array.dtype, stand_ins[key], array.offset)

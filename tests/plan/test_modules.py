@@ -318,7 +318,7 @@ def test_two_inputs_may_be_one_tensor_and_then_two() -> None:
 
 
 def test_weights_that_are_not_finite_give_what_torch_gives() -> None:
-    model: Any = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2))
+    model: Any = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2))
     x = torch.randn(1, 1, 8, 8)
     plan = jitconv.plan(model, x)
     for value in (float("inf"), 1.0):

@@ -190,7 +190,8 @@ class Convolution:
         groups = (sizes.N, sizes.groups) if self.depthwise else (sizes.N * sizes.groups, 1)
         inputs, outputs = sizes.inputs * groups[1], sizes.outputs * groups[1]
         pixels, out_pixels = sizes.size[0] * sizes.size[1], sizes.out_size[0] * sizes.out_size[1]
-        source, target, calls = x.reshape(-1), out.reshape(-1), []
+        source, target = x.reshape(-1), out.reshape(-1)
+        calls: list[tuple[Tiled, tuple[Any, ...]]] = []
         rest = np.empty(0, dtype) if residual is None else residual.reshape(-1)
         if self.layout_in == "nchw" and not self.planar:
             source = self._blocked("x", source, groups[0], inputs, pixels, calls)

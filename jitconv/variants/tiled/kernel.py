@@ -22,9 +22,7 @@ class Tiled(Kernel):
 
     leaves_out = False  # the last result, where it is given an array of no size for it
 
-    def __init__(
-        self, driver: Any, plain: Callable[..., None] | None, *options: Any, recordable: bool = False
-    ) -> None:
+    def __init__(self, driver: Any, plain: Callable[..., None] | None, *options: Any, recordable: bool = False) -> None:
         super().__init__(_compiled(driver))
         self.plain, self.options, self.recordable = plain, options, recordable
 
