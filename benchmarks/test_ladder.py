@@ -1,4 +1,4 @@
-"""The ladder of examples/ladder, a row for each rung and layer, from the equation interpreted to Winograd."""
+"""The ladder of examples/ladder, a row for each rung and layer, from the equation interpreted to the plan of a network."""
 
 import importlib
 import sys
@@ -25,8 +25,7 @@ def rows(full: bool) -> list[Row]:
         module = rung.load(file)
         for layer in module.LAYERS:
             images = getattr(module, "IMAGES", rung.SIZES[layer][0][0])
-            x, weight, _, out = rung.arrays(layer, images)
-            flops = 2.0 * out.size * rung.SIZES[layer][2] ** 2 * weight[0].size
+            flops = float(rung.flops(module, layer)) * images / rung.SIZES[layer][0][0]
             row = Row(
                 group="ladder", work=layer, layer="conv2d", quantity="forward", variant=file.stem, threads=1,
                 batch=images, flops=flops,

@@ -1,4 +1,4 @@
-"""Writes ladder.md and its pictures: `python docs/make_ladder.py`; with --measure it first runs every rung.
+"""Writes ladder.md and its pictures: `python docs/make_ladder.py`; with --measure it first runs every rung, or those that are named after it.
 
 Code comes from examples/ladder, numbers from ladder.json; tests/test_ladder.py checks that the page is current.
 """
@@ -93,8 +93,17 @@ STEPS = {
         "equation has them, so the share can exceed one.",
         ("kernel = get", "kernel(x"),
     ),
+    "12_plan": (
+        "The plan: the network as one call",
+        "A layer's call is checked, bound to a kernel and given memory, and the next layer reads what it left there. "
+        "For one image that takes nearly as long as the arithmetic.",
+        "The same kernels. Their arguments were written down when the plan was made, and one loop runs them all. Where "
+        "the weights of the first linear layer lie decides the rest: reading them is most of the time.",
+        ("plan = ", "made.update"),
+    ),
 }
-NAMES = {"digits": "1→20", "pooled": "1→20 and pooling", "resnet": "64→64"}
+BEFORE = "The layers one by one"
+NAMES = {"digits": "1→20", "pooled": "1→20 and pooling", "resnet": "64→64", "network": "the network, one image"}
 HEAD = "| step | layer | ms | GFLOP/s | share of peak | times the step before |\n|---|---|---|---|---|---|"
 LOOP = "| vector multiply-adds | loads | stores |\n|---|---|---|"
 START = """# The ladder
@@ -139,6 +148,7 @@ PICTURES = {  # (rows, columns) of the pixels read and of the outputs written at
     "9_blocked": ((1, 4), (2, 5), (1, 2), (1, 5), 4, 4),
     "10_pooling": ((0, 4), (0, 8), (0, 2), (0, 6), 1, 4),
     "11_winograd": ((1, 5), (1, 5), (1, 3), (1, 3), 4, 4),
+    "12_plan": ((0, 8), (0, 8), (0, 6), (0, 6), 1, 4),
 }
 CELL, GAP = 14, 5
 
@@ -197,6 +207,9 @@ def render():
     for stem, (title, problem, code, span) in STEPS.items():
         own = []
         for layer, found in results["rungs"][stem].items():
+            if "before" in found:
+                last[layer] = BEFORE, found["before"]
+                table.append(row_of(BEFORE, NAMES[layer], found["before"], results["peak"], None))
             known = last.get(layer)
             row = row_of(title, NAMES[layer], found, results["peak"], known and known[1]["seconds"])
             table.append(row)
@@ -211,13 +224,16 @@ def render():
     return "\n\n".join([START, "\n".join(table), *steps, LEARNED])
 
 
-def measure():
+def measure(stems=()):
+    """Run every rung, or only those that are named."""
     import rung
 
     from benchmarks.instructions import innermost
 
-    found = {"peak": rung.peak(), "rungs": {}}
+    found = json.loads(RESULTS.read_text()) if stems else {"peak": rung.peak(), "rungs": {}}
     for file in rung.rungs():
+        if stems and file.stem not in stems:
+            continue
         module = rung.load(file)
         for layer in module.LAYERS:
             row = found["rungs"].setdefault(file.stem, {})[layer] = rung.measure(module, layer)
@@ -253,7 +269,7 @@ def compiled(stem, module, arrays):
 
 if __name__ == "__main__":
     if "--measure" in sys.argv:
-        measure()
+        measure(sys.argv[2:])
     (DOCS / "ladder").mkdir(exist_ok=True)
     for stem in STEPS:
         (DOCS / "ladder" / f"{stem}.svg").write_text(picture(stem))

@@ -1,10 +1,12 @@
 """What every rung shares: the layers, the check against torch, the time, and the core's peak.
 
 A rung is a file here with a function conv2d(x, weight, bias, out) and `LAYERS`, the names of the layers it is timed on.
-Images come with the zeros around them already in place, so no rung has to ask where an image ends.
+Images come with the zeros around them already in place, so no rung has to ask where an image ends. The last one is the
+whole network, which says itself what is `exact`, how many `FLOPS` an image has, and what came `before`.
 """
 
 import importlib.util
+import math
 import time
 from pathlib import Path
 
@@ -20,11 +22,13 @@ SIZES = {  # of x, of the weights, of the windows of the pooling that follows
     "digits": ((64, 1, 28, 28), (20, 1, 5, 5), 1),
     "pooled": ((64, 1, 28, 28), (20, 1, 5, 5), 2),
     "resnet": ((8, 64, 58, 58), (64, 64, 3, 3), 1),
+    "network": ((1, 1, 28, 28), (20, 1, 5, 5), 2),
 }
 NAMES = {
     "digits": "1→20, 5×5, 64 images of 28×28",
     "pooled": "the same and 2×2 pooling",
     "resnet": "64→64, 3×3, 8 images of 56×56",
+    "network": "SimpleConvNet, one image",
 }
 STEPS = 1 << 18
 
@@ -56,8 +60,16 @@ def error(module, layer, x, weight, bias, out):
         torch.max_pool2d(torch.conv2d(*(torch.from_numpy(a).double() for a in given)), SIZES[layer][2]).numpy()
         for given in ((x, weight, bias), (abs(x), abs(weight), abs(bias)))
     )
+    exact = module.exact(x, weight, bias) if hasattr(module, "exact") else exact
     allowed = module.allowed(x, weight, bias, out) if hasattr(module, "allowed") else 4 * np.finfo("f4").eps * allowed
     return float((abs(out - exact) / np.asarray(allowed)).max())
+
+
+def flops(module, layer):
+    """What a rung computes of a layer, as the equation has it."""
+    (N, *image), (F, *taps), _ = SIZES[layer]
+    places = (image[1] - taps[1] + 1) * (image[2] - taps[2] + 1)
+    return N * getattr(module, "FLOPS", 2 * F * places * math.prod(taps))
 
 
 def seconds(call, patience=0.4):
@@ -96,8 +108,10 @@ def measure(module, layer):
     assert used <= 1, f"wrong: {used:.3g} times the allowed error"
     spent = seconds(lambda: module.conv2d(*given), getattr(module, "PATIENCE", 0.4))
     scale = SIZES[layer][0][0] / images
-    flops = 2 * scale * out.size * SIZES[layer][2] ** 2 * weight[0].size
-    return {"bound_used": used, "seconds": spent * scale, "flops": flops}
+    found = {"bound_used": used, "seconds": spent * scale, "flops": flops(module, layer)}
+    if hasattr(module, "before"):
+        found["before"] = {"seconds": seconds(lambda: module.before(*given)), "flops": found["flops"]}
+    return found
 
 
 def main(file):
@@ -112,7 +126,8 @@ def main(file):
             f"{NAMES[layer]}: right (error {found['bound_used']:.0%} of the bound), {found['seconds'] * 1e3:.3g} ms, "
         )
         line += f"{rate / 1e9:.3g} GFLOP/s, {rate / top:.1%} of the core's peak"
-        before = next((other for other in reversed(below) if layer in other.LAYERS), None)
+        rung = next((other for other in reversed(below) if layer in other.LAYERS), None)
+        before = found.get("before") or (measure(rung, layer) if rung else None)
         if before is not None:
-            line += f", {measure(before, layer)['seconds'] / found['seconds']:.3g} times the rung before"
+            line += f", {before['seconds'] / found['seconds']:.3g} times the rung before"
         print(line)
