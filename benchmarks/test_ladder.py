@@ -1,4 +1,4 @@
-"""The ladder of examples/ladder, a row for each rung and layer, from the equation interpreted to the plan of a network."""
+"""The ladder of examples/ladder, a row for each rung and layer, from the equation interpreted to a whole plan."""
 
 import importlib
 import sys

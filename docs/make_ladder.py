@@ -1,4 +1,6 @@
-"""Writes ladder.md and its pictures: `python docs/make_ladder.py`; with --measure it first runs every rung, or those that are named after it.
+"""Writes ladder.md and its pictures: `python docs/make_ladder.py`; with --measure it first runs every rung.
+
+Or only those that are named after that.
 
 Code comes from examples/ladder, numbers from ladder.json; tests/test_ladder.py checks that the page is current.
 """

@@ -1,4 +1,4 @@
-"""In the way: what happens between layers. Each is checked, bound and called, and leaves its result in memory of its own.
+"""In the way: what happens between layers. Each is checked, bound and called, and gets memory for its result.
 
 The plan is the whole network as one call: fused, its buffers assigned, its kernels' arguments made ready beforehand.
 """
