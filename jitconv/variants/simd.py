@@ -72,8 +72,10 @@ class Code:
         self.suffix = f"v{tile.lanes}f{tile.dtype.bitwidth}"
 
     def at(self, array_type, array, *offsets):
-        """The address of array[sum(offsets)]."""
-        data = self.context.make_array(array_type)(self.context, self.builder, array).data
+        """The address of array[sum(offsets)], of an array or a pointer."""
+        data = array
+        if isinstance(array_type, types.Array):
+            data = self.context.make_array(array_type)(self.context, self.builder, array).data
         index = offsets[0]
         for offset in offsets[1:]:
             index = self.builder.add(index, offset)
@@ -191,6 +193,19 @@ def lanes(typing, array):
         return ir.Constant(INDEX, REGISTER_BYTES * 8 // signature.args[0].dtype.bitwidth)
 
     return types.intp(array), code
+
+
+@intrinsic
+def pointer(typing, array):
+    """Where an array's numbers begin: p[i] is read without a check, and no references are counted.
+
+    The calls that count an array's references would store all registers of a tile around them.
+    """
+
+    def code(context, builder, signature, args):
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), code
 
 
 @intrinsic

@@ -155,7 +155,7 @@ class Convolution:
             channels = range(0, inputs, depth)
             blocks = [(c // lanes * plane * lanes + c % lanes, min(depth, inputs - c)) for c in channels]
             x_image, pixel = blocks_of(inputs, self.dtype) * plane * lanes, lanes
-        pixels = min(PIXELS, key=lambda n: (-(-columns.length // n) * n, -n))
+        pixels = min(PIXELS, key=lambda n: (-(-columns.length // n) * (n + 1), -n))
         block = len(taps) * depth * width
         start = sum(size_of(*each) for each in self.packing)
         self.packing.append((weights, taps))

@@ -12,10 +12,12 @@ while those of the next are fetched, and partial sums in the output.
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jitconv.variants.compiling import inner
-from jitconv.variants.simd import lanes
+from jitconv.variants.simd import lanes, pointer
 from jitconv.variants.tiled.microkernel import (
-    add_channels,
+    channels_of,
     clamp,
     fma_pixels,
     fma_some_pixels,
@@ -87,36 +89,45 @@ def convolve(team, workers, shape, arrays, tables, launch):
 @inner
 def _convolve(worker, workers, shape, arrays, tables, launch):
     """The worker's part of all lines of all filters, so that it reads the weights of most filters alone."""
-    lines = launch.images * launch.lines
+    x, weights, bias, residual, out = arrays
+    pointers = Arrays(pointer(x), pointer(weights), pointer(bias), pointer(residual), pointer(out))
+    places = Tables(pointer(tables.tiles), pointer(tables.taps), pointer(tables.blocks))
+    blocks, lines = len(tables.blocks) // 2, launch.images * launch.lines
     begin, end = share(launch.groups * launch.filters * lines, worker, workers, 1)
     for filters in range(begin // lines, (end + lines - 1) // lines):
         first, last = max(begin - filters * lines, 0), min(end - filters * lines, lines)
         for top in range(first, last, launch.band):
             band = top, min(top + launch.band, last)
-            for block in range(0, len(tables.blocks) // 2, launch.chunk):
-                _tiles(shape, arrays, tables, launch, filters, band, block)
+            for block in range(0, blocks, launch.chunk):
+                chunk = block, min(block + launch.chunk, blocks)
+                _tiles(shape, pointers, places, launch, filters, band, (chunk, blocks, residual.size > 0))
 
 
 @inner
-def _tiles(shape, arrays, tables, launch, filters, band, block):
-    """Add a chunk of blocks, from `block` on, to all tiles of a band of lines."""
-    blocks, step = len(tables.blocks) // 2, vectors_of(shape) * lanes(arrays.x)
-    chunk, group = (block, min(block + launch.chunk, blocks)), filters // launch.filters
+def _tiles(shape, arrays, tables, launch, filters, band, blocks):
+    """Add a chunk of blocks to all tiles of a band of lines; blocks: see _tile."""
+    group, step = filters // launch.filters, vectors_of(shape) * lanes(arrays.x)
     plane = filters % launch.filters * vectors_of(shape) * launch.out_plane
     for index in range(band[0] * launch.across, band[1] * launch.across):
         image, tile = divmod(index, launch.lines * launch.across)
         image = image * launch.groups + group
-        at = image * launch.x_image, filters * blocks * launch.block, image * launch.out_image + plane, filters * step
-        _tile(shape, arrays, tables, launch, tile, at, chunk)
+        weights = filters * blocks[1] * launch.block
+        at = image * launch.x_image, weights, image * launch.out_image + plane, filters * step
+        _tile(shape, arrays, tables, launch, tile, at, blocks)
 
 
 @inner
-def _tile(shape, arrays, tables, launch, tile_index, at, chunk):
-    """Add a chunk of blocks to one tile; at: where its image, weights, output plane and biases begin."""
-    (x, weights, bias, residual, out), (tiles, taps, blocks) = arrays, tables
-    line = tiles[tile_index * TILE : (tile_index + 1) * TILE]
-    o, pixels, ld, plane = at[2] + line[1], line[10], launch.out_ld, launch.out_plane
-    tile, begun, pending = zeros_of(shape, x), chunk[0] > 0, 0
+def _tile(shape, arrays, tables, launch, tile_index, at, blocks):
+    """Add a chunk of blocks to one tile.
+
+    at: where its image, weights, output plane and biases begin; blocks: the chunk, how many blocks there are, and
+    whether a residual is added.
+    """
+    (x, weights, bias, residual, out), (tiles, taps, starts), (chunk, count, rest) = arrays, tables, blocks
+    line = tile_index * TILE
+    o, pixels, ld, plane = at[2] + tiles[line + 1], tiles[line + 10], launch.out_ld, launch.out_plane
+    begun, pending = chunk[0] > 0, 0
+    tile = zeros_of(shape, x) if begun else channels_of(shape, bias, at[3])
     # What is asked for is as far ahead as the next chunk's weights, a quarter of its lines for each tile.
     steps = launch.x_ld, launch.x_term, launch.chunk * launch.block + tile_index % UNROLL * vectors_of(shape) * lanes(x)
     prefetch_pixels(tile, out, o, ld, plane)
@@ -126,19 +137,19 @@ def _tile(shape, arrays, tables, launch, tile_index, at, chunk):
                 tile = load_add_pixels(tile, out, o, ld, plane, pixels)
             store_pixels(tile, out, o, ld, plane, pixels)
             tile, begun, pending = zeros_of(shape, x), True, 0
-        i, j, most = at[0] + line[0] + blocks[2 * block], at[1] + block * launch.block, blocks[2 * block + 1]
-        tile = _all_pixels(shape, tile, x, i, weights, j, taps, (line[2], line[3]), most, steps)
-        tile = _but_the_first(shape, tile, x, i, weights, j, taps, (line[4], line[5]), most, steps)
-        tile = _but_the_last(shape, tile, x, i, weights, j, taps, (line[6], line[7]), most, steps)
-        tile = _some_pixels(shape, tile, x, i, weights, j, taps, (line[8], line[9]), most, steps)
+        i, j, most = at[0] + tiles[line] + starts[2 * block], at[1] + block * launch.block, starts[2 * block + 1]
+        tile = _all_pixels(shape, tile, x, i, weights, j, taps, (tiles[line + 2], tiles[line + 3]), most, steps)
+        tile = _but_the_first(shape, tile, x, i, weights, j, taps, (tiles[line + 4], tiles[line + 5]), most, steps)
+        tile = _but_the_last(shape, tile, x, i, weights, j, taps, (tiles[line + 6], tiles[line + 7]), most, steps)
+        tile = _some_pixels(shape, tile, x, i, weights, j, taps, (tiles[line + 8], tiles[line + 9]), most, steps)
         pending += 1
     if begun:
         tile = load_add_pixels(tile, out, o, ld, plane, pixels)
-    if 2 * chunk[1] == len(blocks):
-        tile = add_channels(tile, bias, at[3])
-        if residual.size > 0:
+    if chunk[1] == count:
+        if rest:
             tile = load_add_pixels(tile, residual, o, ld, plane, pixels)
-        tile = clamp(tile, launch.low, launch.high)
+        if launch.low > -np.inf or launch.high < np.inf:
+            tile = clamp(tile, launch.low, launch.high)
     store_pixels(tile, out, o, ld, plane, pixels)
 
 

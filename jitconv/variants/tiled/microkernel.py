@@ -4,6 +4,7 @@ A `TileShape` is an argument whose type carries the tile's constants, so that on
 Row r of a tile is pixel r, and its registers are that pixel's output channels:
 
     tile = zeros_of(shape, array)                           all 0; dtype from the array
+    tile = channels_of(shape, b, j)                         tile[r, v] = b[j + v]
     tile = fma_pixels(shape, tile, x, i, ld, w, j, above, below)
         tile[r, v] += x[i + r·ld] · w[j + v]                for all rows but so many first and last ones (literal)
     tile = fma_some_pixels(shape, tile, x, i, ld, w, j, first, last)
@@ -11,11 +12,12 @@ Row r of a tile is pixel r, and its registers are that pixel's output channels:
     tile = load_add_pixels(tile, c, i, ld, vector_ld, n)    tile[r, v] += c[i + r·ld + v·vector_ld …] for r < n
     store_pixels(tile, c, i, ld, vector_ld, n)              c[i + r·ld + v·vector_ld …] = tile[r, v] for r < n
     prefetch_pixels(tile, c, i, ld, vector_ld)              bring what `store_pixels` will write into the cache
-    tile = add_channels(tile, b, j)                         tile[r, v] += b[j + v]
     tile = clamp(tile, low, high)                           min(max(tile, low), high); NaN stays NaN
     prefetch_line(array, i)                                 bring array[i], to be read, into the second-level cache
 
 Of a depthwise shape, x[i + r·ld …] is a register, one number for each lane. As in simd.py, no index is checked.
+1 ≤ n: rows beyond n take the address of the last row before it, and are overwritten by that row: without branches
+LLVM keeps the tile in registers.
 """
 
 from llvmlite import ir
@@ -75,9 +77,6 @@ class _Pixels(Code):
         factor = self.load(address) if depthwise else self.broadcast(self.builder.load(address))
         return [self.pinned(self.fma(factor, *pair)) for pair in zip(weights, row, strict=True)]
 
-    def below(self, r, n):
-        return self.builder.icmp_signed("<", ir.Constant(INDEX, r), n)
-
     def where(self, inside, row, change):
         """The registers of a row, changed where `inside` is true, of which nothing is computed elsewhere."""
         slots = [cgutils.alloca_once(self.builder, self.tile.vector) for _ in row]
@@ -94,10 +93,17 @@ class _Pixels(Code):
 
         def of_row(r):
             row = builder.add(i, builder.mul(ir.Constant(INDEX, r), ld))
-            apart = (builder.mul(ir.Constant(INDEX, v), vector_ld) for v in range(self.tile.vectors))
-            return [self.at(array_type, array, row, offset) for offset in apart]
+            return self.apart(array_type, array, row, vector_ld)
 
         return of_row
+
+    def apart(self, array_type, array, i, vector_ld):
+        """The addresses of a row's registers, array[i + v·vector_ld]."""
+        offsets = (self.builder.mul(ir.Constant(INDEX, v), vector_ld) for v in range(self.tile.vectors))
+        return [self.at(array_type, array, i, offset) for offset in offsets]
+
+    def moved(self, addresses, ld):
+        return [self.builder.gep(address, [ld]) for address in addresses]
 
 
 @intrinsic
@@ -113,6 +119,20 @@ def zeros_of(typing, shape, array):
         return ir.Constant(context.get_value_type(tile), None)
 
     return tile(shape, array), code
+
+
+@intrinsic
+def channels_of(typing, shape, b, j):
+    tile = Tile(b.dtype, shape.pixels, shape.vectors)
+
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        total, row = ir.Constant(context.get_value_type(tile), ir.Undefined), emit.channels(b, *args[1:])
+        for r in range(tile.rows):
+            total = emit.with_row(total, r, row)
+        return total
+
+    return tile(shape, b, types.intp), code
 
 
 @intrinsic
@@ -143,7 +163,8 @@ def fma_some_pixels(typing, shape, tile, x, i, ld, w, j, first, last):
         weights, address = emit.channels(w, w_value, j_value), emit.at(x, x_value, i_value)
         for r in range(tile.rows):
             from_first = builder.icmp_signed("<=", first_value, ir.Constant(INDEX, r))
-            inside = builder.and_(from_first, emit.below(r, last_value))
+            before_last = builder.icmp_signed("<", ir.Constant(INDEX, r), last_value)
+            inside = builder.and_(from_first, before_last)
 
             def change(row, address=address):
                 return emit.multiplied(row, address, weights, shape.depthwise)
@@ -159,16 +180,13 @@ def fma_some_pixels(typing, shape, tile, x, i, ld, w, j, first, last):
 def load_add_pixels(typing, tile, c, i, ld, vector_ld, n):
     def code(context, builder, signature, args):
         emit = _Pixels(context, builder, tile)
-        total, c_value, *places, n_value = args
-        addresses = emit.addresses(c, c_value, *places)
+        total, c_value, i_value, ld_value, vector_ld_value, n_value = args
+        addresses = emit.apart(c, c_value, i_value, vector_ld_value)
         for r in range(tile.rows):
-
-            def change(row, r=r):
-                pairs = zip(row, addresses(r), strict=True)
-                return [builder.fadd(vector, emit.load(address)) for vector, address in pairs]
-
-            row = emit.where(emit.below(r, n_value), emit.row(total, r), change)
+            pairs = zip(emit.row(total, r), addresses, strict=True)
+            row = [emit.pinned(builder.fadd(vector, emit.load(address))) for vector, address in pairs]
             total = emit.with_row(total, r, row)
+            addresses = emit.moved(addresses, emit.below(r + 1, n_value, ld_value))
         return total
 
     return tile(tile, c, *(types.intp,) * 4), code
@@ -178,12 +196,13 @@ def load_add_pixels(typing, tile, c, i, ld, vector_ld, n):
 def store_pixels(typing, tile, c, i, ld, vector_ld, n):
     def code(context, builder, signature, args):
         emit = _Pixels(context, builder, tile)
-        total, c_value, *places, n_value = args
-        addresses = emit.addresses(c, c_value, *places)
-        for r in range(tile.rows):
-            with builder.if_then(emit.below(r, n_value)):
-                for vector, address in zip(emit.row(total, r), addresses(r), strict=True):
-                    emit.store(vector, address)
+        total, c_value, i_value, ld_value, vector_ld_value, n_value = args
+        last = builder.mul(builder.sub(n_value, ir.Constant(INDEX, 1)), ld_value)
+        addresses = emit.apart(c, c_value, builder.add(i_value, last), vector_ld_value)
+        for r in reversed(range(tile.rows)):  # rows beyond n are overwritten by row n - 1
+            for vector, address in zip(emit.row(total, r), addresses, strict=True):
+                emit.store(vector, address)
+            addresses = emit.moved(addresses, builder.neg(emit.below(r, n_value, ld_value)))
         return context.get_dummy_value()
 
     return types.void(tile, c, *(types.intp,) * 4), code
@@ -217,19 +236,6 @@ def _prefetch(emit, address, *hints):
 
 
 @intrinsic
-def add_channels(typing, tile, b, j):
-    def code(context, builder, signature, args):
-        emit = _Pixels(context, builder, tile)
-        total, channels = args[0], emit.channels(b, *args[1:])
-        for r in range(tile.rows):
-            row = [builder.fadd(*pair) for pair in zip(emit.row(total, r), channels, strict=True)]
-            total = emit.with_row(total, r, row)
-        return total
-
-    return tile(tile, b, types.intp), code
-
-
-@intrinsic
 def clamp(typing, tile, low, high):
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
@@ -242,7 +248,7 @@ def clamp(typing, tile, low, high):
             vector = emit.get(total, place)
             vector = builder.select(builder.fcmp_ordered("<", vector, least), least, vector)
             vector = builder.select(builder.fcmp_ordered(">", vector, most), most, vector)
-            total = emit.set(total, place, vector)
+            total = emit.set(total, place, emit.pinned(vector))
         return total
 
     return tile(tile, low, high), code
