@@ -387,7 +387,7 @@ def reduce_lanes(typing, tile, c):
 
 @intrinsic
 def transpose(typing, a, i, ld, b, j, b_ld, rows, columns):
-    """b[j + c·b_ld + r] = a[i + r·ld + c] for r < rows and c < columns, at most `lanes` of each."""
+    """b[j + c·b_ld + r] = a[i + r·ld + c] for r < rows and c < columns, at most `lanes` of each; None: all of both."""
     tile = Tile(a.dtype, 1, 1)
 
     def code(context, builder, signature, args):
@@ -395,9 +395,13 @@ def transpose(typing, a, i, ld, b, j, b_ld, rows, columns):
         a_value, i_value, ld_value, b_value, j_value, b_ld_value, rows_value, columns_value = args
         numbers = range(tile.lanes)
         starts = [builder.mul(ld_value, ir.Constant(INDEX, r)) for r in numbers]
+        whole = isinstance(rows, types.NoneType)
+
+        def count(k, some, others):
+            return None if whole else emit.below(k, some, others)
+
         vectors = [
-            emit.load(emit.at(a, a_value, i_value, starts[r]), emit.below(r, rows_value, columns_value))
-            for r in numbers
+            emit.load(emit.at(a, a_value, i_value, starts[r]), count(r, rows_value, columns_value)) for r in numbers
         ]
         bit = tile.lanes // 2
         while bit:
@@ -406,7 +410,8 @@ def transpose(typing, a, i, ld, b, j, b_ld, rows, columns):
             bit //= 2
         for c in numbers:
             start = builder.mul(b_ld_value, ir.Constant(INDEX, c))
-            emit.store(vectors[c], emit.at(b, b_value, j_value, start), emit.below(c, columns_value, rows_value))
+            emit.store(vectors[c], emit.at(b, b_value, j_value, start), count(c, columns_value, rows_value))
         return context.get_dummy_value()
 
-    return types.void(a, *(types.intp,) * 2, b, *(types.intp,) * 4), code
+    counts = (rows, columns) if isinstance(rows, types.NoneType) else (types.intp,) * 2
+    return types.void(a, *(types.intp,) * 2, b, *(types.intp,) * 2, *counts), code

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants.simd import REGISTERS, lanes_of
+from jitconv.variants.threads import count
 from jitconv.variants.tiled import layout
 from jitconv.variants.tiled.activations import hardswish, silu
 from jitconv.variants.tiled.direct import Arrays, Launch, Tables, convolve
@@ -35,6 +36,8 @@ SHORT_TERMS, FEW_TERMS = 72, 384  # and so many where all are so few that their 
 MANY = 1 << 30
 CHUNK = 80 << 10  # bytes of weights that all pixels of a band pass, while the next ones come to the second-level cache
 BAND = 512 << 10  # bytes of the output that stay in the second-level cache
+SMALL_BAND = 64 << 10  # the same where all blocks of input channels pass at once,
+TOGETHER = 256 << 10  # and bytes of weights of filter tiles that then pass a band together
 FEW_CHANNELS = 4  # of an image that is read as it lies
 
 
@@ -72,6 +75,7 @@ class Part:
     shape: TileShape
     tables: Tables
     launch: Launch
+    by_band: bool  # whether a band of lines is computed in blocked layout, and then brought into (N, C, H, W)
     out: int  # where it begins in an image
     weights: slice
     bias: Any  # which bias each lane has; None: as they lie
@@ -153,26 +157,52 @@ class Convolution:
         else:
             term, how = 1, Layout(W * lanes, lanes, depth, False, depth * width)
             channels = range(0, inputs, depth)
-            blocks = [(c // lanes * plane * lanes + c % lanes, min(depth, inputs - c)) for c in channels]
-            x_image, pixel = blocks_of(inputs, self.dtype) * plane * lanes, lanes
+            if self.layout_in == "nchw":
+                term, pixel, x_image = plane, 1, inputs * plane
+                blocks = [(c * plane, min(depth, inputs - c)) for c in channels]
+            else:
+                term, pixel, x_image = 1, lanes, blocks_of(inputs, self.dtype) * plane * lanes
+                blocks = [(c // lanes * plane * lanes + c % lanes, min(depth, inputs - c)) for c in channels]
+            how = Layout(W * pixel, pixel, depth, False, depth * width)
         pixels = min(PIXELS, key=lambda n: (-(-columns.length // n) * (n + 1), -n))
         block = len(taps) * depth * width
         start = sum(size_of(*each) for each in self.packing)
         self.packing.append((weights, taps))
+        across = -(-columns.length // pixels)
+        lines, line = rows.length, columns.length
+        if lines == 1:
+            lines, across, line = across, 1, -(-columns.length // across)
+        chunk, total = max(1, CHUNK // max(1, block * itemsize)), block * len(blocks) * itemsize
+        one_pass = chunk >= len(blocks)
+        band = max(1, (SMALL_BAND if one_pass else BAND) // (line * width * itemsize))
+        by_band = self.layout_out == "nchw" and not self._scattered(rows, columns)
+        out_image, vector_ld = blocks_of(outputs, self.dtype) * out_plane, out_plane
+        if by_band:
+            out_image, vector_ld = (lanes if self.depthwise else outputs) * H_out * W_out, band * line * lanes
         launch = Launch(
-            images=N, groups=groups, filters=tiles, lines=rows.length, across=-(-columns.length // pixels),
+            images=N, groups=groups, filters=tiles, outputs=lanes if self.depthwise else outputs - first * lanes,
+            pixels=H_out * W_out, lines=lines, width=line, across=across,
             x_image=x_image, x_ld=columns.step * pixel, x_term=term,
-            out_image=blocks_of(outputs, self.dtype) * out_plane, out_plane=out_plane, out_ld=columns.spacing * lanes,
-            block=block, chunk=max(1, CHUNK // max(1, block * itemsize)), flush=flush,
-            band=max(1, BAND // (columns.length * width * itemsize)),
+            out_image=out_image, vector_ld=vector_ld, out_ld=columns.spacing * lanes,
+            block=block, chunk=chunk, flush=flush, band=band,
+            together=max(1, min(groups * tiles, TOGETHER // max(1, total))) if one_pass else 1,
             low=float(self.epilogue.bounds[0]), high=float(self.epilogue.bounds[1]),
         )  # fmt: skip
         table = tables(rows, columns, pixels, how, blocks, (W_out * lanes, lanes))
         shape = TileShape(pixels, vectors, self.depthwise)
         biases = _biases(weights)
+        out = first * lanes * H_out * W_out
         self.parts.append(
-            Part(shape, table, launch, first * out_plane, slice(start, start + size_of(weights, taps)), biases)
+            Part(shape, table, launch, by_band, out, slice(start, start + size_of(weights, taps)), biases)
         )
+
+    def _scattered(self, rows: Axis, columns: Axis) -> bool:
+        """Whether a part's pixels are no run of (N, C, H, W), or its channels no whole blocks: in depthwise ones only.
+
+        So are those that a residual is added to, which is blocked.
+        """
+        odd = self.depthwise and self.sizes.groups % lanes_of(self.dtype) > 0
+        return odd or self.epilogue.residual or rows.spacing > 1 or columns.spacing > 1
 
     def __call__(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> None:
         """Fill `out`; residual: an array in out's layout, or None."""
@@ -182,7 +212,7 @@ class Convolution:
     @property
     def recordable(self) -> bool:
         """Whether its calls may be recorded, because they need no memory but their arrays."""
-        return self.layout_out == "blocked" and (self.layout_in == "blocked" or self.planar)
+        return self.layout_out == "blocked" and not (self.layout_in == "nchw" and self.depthwise)
 
     def calls(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> list[tuple[Tiled, tuple[Any, ...]]]:
         """The drivers' calls that a call consists of. Reads no array but the bias."""
@@ -193,18 +223,22 @@ class Convolution:
         source, target = x.reshape(-1), out.reshape(-1)
         calls: list[tuple[Tiled, tuple[Any, ...]]] = []
         rest = np.empty(0, dtype) if residual is None else residual.reshape(-1)
-        if self.layout_in == "nchw" and not self.planar:
+        if self.layout_in == "nchw" and self.depthwise:
             source = self._blocked("x", source, groups[0], inputs, pixels, calls)
-        if self.layout_out == "nchw":
+        passes_back = self.layout_out == "nchw" and not all(part.by_band for part in self.parts)
+        if passes_back:
             if residual is not None:
                 rest = self._blocked("residual", rest, groups[0], outputs, out_pixels, calls)
             size = groups[0] * blocks_of(outputs, dtype) * out_pixels * lanes_of(dtype)
             target = layout.workspace("out", size, dtype)
         for part in self.parts:
             own_bias = bias if part.bias is None else np.append(bias, dtype.type(0))[part.bias]
-            arrays = Arrays(source, packed[part.weights], own_bias, rest[part.out :], target[part.out :])
+            band = target[:0]
+            if part.by_band:
+                band = layout.workspace("band", count() * part.launch.vector_ld * part.shape.vectors, dtype)
+            arrays = Arrays(source, packed[part.weights], own_bias, rest[part.out :], band, target[part.out :])
             calls.append((CONVOLVE, (part.shape, arrays, part.tables, part.launch)))
-        if self.layout_out == "nchw":
+        if passes_back:
             calls.append((FROM_BLOCKED, (target, outputs, out_pixels, out.reshape(-1))))
         if self.epilogue.activation in SMOOTH:
             calls.append((SMOOTH[self.epilogue.activation], (out.reshape(-1),)))

@@ -5,8 +5,12 @@ channel it loads the vectors' weights once, and multiplies them with the channel
 adds up is listed in tables, made when the convolution is bound (geometry.py): so one driver, compiled once for each
 shape of tile, serves every size, stride, padding and dilation, and the gradient for the input too.
 
-Input channels come a block at a time, and a chunk of blocks for all pixels: its weights stay in the second-level cache
-while those of the next are fetched, and partial sums in the output.
+Images may lie as (N, C, H, W) too. Of x that is a matter of distances. An output goes by way of a band of lines in
+blocked layout, which stays in the cache, and is transposed from there.
+
+Input channels come a block at a time, and a chunk of blocks for all pixels of a band: its weights stay in the
+second-level cache while those of the next are fetched, and partial sums in the output. Where weights are few, several
+filter tiles pass a band together.
 """
 
 from functools import partial
@@ -16,12 +20,14 @@ import numpy as np
 
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import lanes, pointer
+from jitconv.variants.tiled.layout import transpose_lines
 from jitconv.variants.tiled.microkernel import (
     channels_of,
     clamp,
     fma_pixels,
     fma_some_pixels,
     load_add_pixels,
+    prefetch_channels,
     prefetch_line,
     prefetch_pixels,
     store_pixels,
@@ -50,12 +56,13 @@ class Tables(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """All flat; a residual of no size is none."""
+    """All flat; a residual of no size is none, and so is a band of no size, which is each worker's own."""
 
     x: Any
     weights: Any
     bias: Any
     residual: Any
+    band: Any
     out: Any
 
 
@@ -65,18 +72,22 @@ class Launch(NamedTuple):
     images: int
     groups: int
     filters: int  # register tiles side by side in the output channels of a group
-    lines: int  # of the output
+    outputs: int  # channels of a group in those tiles
+    pixels: int  # of an output channel
+    lines: int  # of the output; where it has only one, each tile counts as a line
+    width: int  # pixels of a line
     across: int  # tiles in a line
     x_image: int  # from an image, or a group of one, to the next
     x_ld: int  # from a pixel of a tile to the next
     x_term: int  # from a term of a tap to the next
     out_image: int
-    out_plane: int
+    vector_ld: int  # from a vector's channels to the next one's, in the output or the band
     out_ld: int
     block: int  # the weights of a block of input channels: of a filter tile they follow each other
     chunk: int  # blocks of input channels that all pixels of a band pass together
     flush: int  # blocks whose terms are added up on their own, which bounds the rounding error
     band: int  # lines, those of an image after those of the one before
+    together: int  # filter tiles that pass a band one after the other
     low: float
     high: float
 
@@ -89,31 +100,61 @@ def convolve(team, workers, shape, arrays, tables, launch):
 @inner
 def _convolve(worker, workers, shape, arrays, tables, launch):
     """The worker's part of all lines of all filters, so that it reads the weights of most filters alone."""
-    x, weights, bias, residual, out = arrays
-    pointers = Arrays(pointer(x), pointer(weights), pointer(bias), pointer(residual), pointer(out))
+    x, weights, bias, residual, band, out = arrays
+    own = pointer(out)
+    if band.size > 0:  # a band for each worker: the others have nothing to do
+        size = launch.vector_ld * vectors_of(shape)
+        workers = min(workers, band.size // size)
+        own = pointer(band[min(worker, workers - 1) * size :])
+    blocks, filters, lines = len(tables.blocks) // 2, launch.groups * launch.filters, launch.images * launch.lines
+    some = Arrays(pointer(x), pointer(weights), pointer(bias), pointer(residual), own, pointer(out))
     places = Tables(pointer(tables.tiles), pointer(tables.taps), pointer(tables.blocks))
-    blocks, lines = len(tables.blocks) // 2, launch.images * launch.lines
-    begin, end = share(launch.groups * launch.filters * lines, worker, workers, 1)
-    for filters in range(begin // lines, (end + lines - 1) // lines):
-        first, last = max(begin - filters * lines, 0), min(end - filters * lines, lines)
+    passes = (filters + launch.together - 1) // launch.together
+    begin, end = share(passes * lines, min(worker, workers), workers, 1)
+    for index in range(begin // lines, (end + lines - 1) // lines):
+        tiles = index * launch.together, min((index + 1) * launch.together, filters)
+        first, last = max(begin - index * lines, 0), min(end - index * lines, lines)
         for top in range(first, last, launch.band):
-            band = top, min(top + launch.band, last)
-            for block in range(0, blocks, launch.chunk):
-                chunk = block, min(block + launch.chunk, blocks)
-                _tiles(shape, pointers, places, launch, filters, band, (chunk, blocks, residual.size > 0))
+            area = top, min(top + launch.band, last)
+            for tile in range(tiles[0], tiles[1]):
+                _band(shape, some, places, launch, tile, area, (blocks, residual.size > 0, band.size > 0))
 
 
 @inner
-def _tiles(shape, arrays, tables, launch, filters, band, blocks):
-    """Add a chunk of blocks to all tiles of a band of lines; blocks: see _tile."""
-    group, step = filters // launch.filters, vectors_of(shape) * lanes(arrays.x)
-    plane = filters % launch.filters * vectors_of(shape) * launch.out_plane
-    for index in range(band[0] * launch.across, band[1] * launch.across):
-        image, tile = divmod(index, launch.lines * launch.across)
-        image = image * launch.groups + group
-        weights = filters * blocks[1] * launch.block
-        at = image * launch.x_image, weights, image * launch.out_image + plane, filters * step
-        _tile(shape, arrays, tables, launch, tile, at, blocks)
+def _band(shape, arrays, tables, launch, filters, lines, how):
+    """All sums of a filter tile at a band of lines; how: blocks, whether there is a residual, and a band."""
+    (blocks, with_residual, by_band), lane = how, lanes(arrays.x)
+    group, tile = divmod(filters, launch.filters)
+    for block in range(0, blocks, launch.chunk):
+        chunk = block, min(block + launch.chunk, blocks)
+        for index in range(lines[0] * launch.across, lines[1] * launch.across):
+            n, place = divmod(index, launch.lines * launch.across)
+            image = n * launch.groups + group
+            out = image * launch.out_image + tile * vectors_of(shape) * launch.vector_ld
+            if by_band:
+                out = (n * launch.lines - lines[0]) * launch.width * lane
+                plane = image * launch.out_image + tile * vectors_of(shape) * lane * launch.pixels
+                prefetch_channels(shape, arrays.out, plane + tables.tiles[place * TILE + 1] // lane, launch.pixels)
+            at = image * launch.x_image, filters * blocks * launch.block, out, filters * vectors_of(shape) * lane
+            _tile(shape, arrays, tables, launch, place, at, (chunk, blocks, with_residual))
+    if by_band:
+        for v in range(vectors_of(shape)):
+            channel = (tile * vectors_of(shape) + v) * lane
+            _from_band(arrays, launch, v, group, channel, min(lane, launch.outputs - channel), lines)
+
+
+@inner
+def _from_band(arrays, launch, v, group, channel, channels, lines):
+    """Copy some channels, one vector of a band, to where they belong in (N, C, H, W)."""
+    lane, line = lanes(arrays.band), lines[0]
+    while line < lines[1] and channels > 0:
+        n, row = divmod(line, launch.lines)
+        some = min(launch.lines - row, lines[1] - line)
+        pixels = min((row + some) * launch.width, launch.pixels) - row * launch.width
+        i = v * launch.vector_ld + (line - lines[0]) * launch.width * lane
+        j = (n * launch.groups + group) * launch.out_image + channel * launch.pixels + row * launch.width
+        transpose_lines(arrays.band, i, lane, arrays.out, j, launch.pixels, pixels, channels)
+        line += some
 
 
 @inner
@@ -123,9 +164,9 @@ def _tile(shape, arrays, tables, launch, tile_index, at, blocks):
     at: where its image, weights, output plane and biases begin; blocks: the chunk, how many blocks there are, and
     whether a residual is added.
     """
-    (x, weights, bias, residual, out), (tiles, taps, starts), (chunk, count, rest) = arrays, tables, blocks
+    (x, weights, bias, residual, out, _), (tiles, taps, starts), (chunk, count, rest) = arrays, tables, blocks
     line = tile_index * TILE
-    o, pixels, ld, plane = at[2] + tiles[line + 1], tiles[line + 10], launch.out_ld, launch.out_plane
+    o, pixels, ld, plane = at[2] + tiles[line + 1], tiles[line + 10], launch.out_ld, launch.vector_ld
     begun, pending = chunk[0] > 0, 0
     tile = zeros_of(shape, x) if begun else channels_of(shape, bias, at[3])
     # What is asked for is as far ahead as the next chunk's weights, a quarter of its lines for each tile.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants.compiling import inner
-from jitconv.variants.simd import lanes, lanes_of
+from jitconv.variants.simd import lanes, lanes_of, transpose
 from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.product import copy, share, transpose_matrix
 from jitconv.variants.workers import each_worker
@@ -101,36 +101,41 @@ def _pack_block(source, taps, weights, some, rows, target):
             copy(rows, (row + taps[tap]) * width, target, (tap * weights.depth + c) * width, width)
 
 
+@inner
+def transpose_lines(source, i, ld, target, j, target_ld, rows, columns):
+    """target[j + c · target_ld + r] = source[i + r · ld + c] for r < rows and c < columns"""
+    lane = lanes(source)
+    for r in range(0, rows, lane):
+        for c in range(0, columns, lane):
+            a, b = i + r * ld + c, j + c * target_ld + r
+            if r + lane <= rows and c + lane <= columns:
+                transpose(source, a, ld, target, b, target_ld, None, None)
+            else:
+                transpose(source, a, ld, target, b, target_ld, min(lane, rows - r), min(lane, columns - c))
+
+
 def to_blocked(team, workers, x, C, pixels, out):
     """out[group, block, pixel, lane] = x[group, channel, pixel] of images or groups of C channels each, flat."""
-    each_worker(team, workers, _to_blocked, (x, C, pixels, out))
-
-
-@inner
-def _to_blocked(worker, workers, x, C, pixels, out):
-    lane = lanes(x)
-    blocks = (C + lane - 1) // lane
-    begin, end = share(x.size // (C * pixels) * blocks, worker, workers, 1)
-    for index in range(begin, end):
-        group, block = divmod(index, blocks)
-        count, i = min(lane, C - block * lane), (group * C + block * lane) * pixels
-        transpose_matrix(x[i:], count, pixels, pixels, out[index * pixels * lane :], lane)
+    each_worker(team, workers, _change_layout, (x, out, C, pixels, True))
 
 
 def from_blocked(team, workers, x, C, pixels, out):
     """out[group, channel, pixel] = x[group, block, pixel, lane] of images or groups of C channels each, flat."""
-    each_worker(team, workers, _from_blocked, (x, C, pixels, out))
+    each_worker(team, workers, _change_layout, (out, x, C, pixels, False))
 
 
 @inner
-def _from_blocked(worker, workers, x, C, pixels, out):
-    lane = lanes(x)
+def _change_layout(worker, workers, nchw, blocked, C, pixels, to_blocked):
+    lane = lanes(nchw)
     blocks = (C + lane - 1) // lane
-    begin, end = share(out.size // (C * pixels) * blocks, worker, workers, 1)
+    begin, end = share(nchw.size // (C * pixels) * blocks, worker, workers, 1)
     for index in range(begin, end):
         group, block = divmod(index, blocks)
-        count, i = min(lane, C - block * lane), (group * C + block * lane) * pixels
-        transpose_matrix(x[index * pixels * lane :], pixels, count, lane, out[i:], pixels)
+        count, i, j = min(lane, C - block * lane), (group * C + block * lane) * pixels, index * pixels * lane
+        if to_blocked:
+            transpose_lines(nchw, i, pixels, blocked, j, lane, count, pixels)
+        else:
+            transpose_lines(blocked, j, lane, nchw, i, pixels, pixels, count)
 
 
 def blocks_of(C: int, dtype: Any) -> int:

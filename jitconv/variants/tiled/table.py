@@ -3,6 +3,7 @@
 | | forward | gradient for the input | for the weight |
 |---|---|---|---|
 | many output channels of the product | blocked.py: channels in the lanes | the same, filters turned about | |
+| 1×1, few input channels | conv2d.py: each number is used too few times to be transposed | | |
 | few | conv2d.py: pixels in the lanes, shifted copies of the image | phases.py | conv2d.py |
 
 "Many" fill most lanes of the registers. The channels that a product puts into the lanes are the filters, and for the
@@ -26,14 +27,17 @@ from jitconv.variants.tiled.product import SHORT_BLOCK
 
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
 FULL = 0.7  # of the lanes, from which on channels belong into them
+FEW_TERMS = 128  # of a 1×1 filter, up to which pixels stay in the lanes
 LONGEST = 9216  # terms of a sum that blocked.py adds up within the bound; products have one level of blocks more
 
 plain = get("jit-parallel").ops
 
 
-def fills_lanes(channels: int, others: int, groups: int, dtype: Any) -> bool:
-    """Whether `channels` of each group fill the lanes; a sum over `others` channels of a group."""
+def fills_lanes(channels: int, others: int, groups: int, area: int, dtype: Any) -> bool:
+    """Whether `channels` of each group fill the lanes; a sum over `others` channels and an `area` of taps."""
     lanes = lanes_of(dtype)
+    if others * area > LONGEST:
+        return False
     if channels == others == 1 and groups > 1:  # depthwise: a group in each lane
         return groups >= FULL * lanes
     return channels >= FULL * (-(-channels // lanes) * lanes)
@@ -56,9 +60,10 @@ class Blocked:
 def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]:
     (x_shape, dtype), (weight_shape, _), *_ = arrays
     groups = x_shape[1] // weight_shape[1]
-    short = math.prod(weight_shape[1:]) <= LONGEST
-    if short and fills_lanes(weight_shape[0] // groups, weight_shape[1], groups, dtype):
-        (stride, padding, dilation), how = constants, Epilogue("relu" if relu else None)
+    (stride, padding, dilation), area = constants, math.prod(weight_shape[2:])
+    product = area == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and weight_shape[1] <= FEW_TERMS
+    if not product and fills_lanes(weight_shape[0] // groups, weight_shape[1], groups, area, dtype):
+        how = Epilogue("relu" if relu else None)
         return Blocked(
             blocked.bind(x_shape, weight_shape, dtype, stride, padding, dilation, groups, "nchw", "nchw", how)
         )
@@ -68,8 +73,7 @@ def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]
 def choose_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
     (grad_shape, dtype), (weight_shape, _), (x_shape, _) = arrays
     groups = x_shape[1] // weight_shape[1]
-    short = weight_shape[0] // groups * math.prod(weight_shape[2:]) <= LONGEST
-    if short and fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, dtype):
+    if fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, math.prod(weight_shape[2:]), dtype):
         kernel = blocked.bind_grad_input(grad_shape, weight_shape, dtype, constants, x_shape)
         return Blocked(kernel, x_shape[1])
     return PHASES
@@ -98,7 +102,7 @@ def choose_grad_weight(arrays: Any, constants: Any) -> Callable[..., Any]:
     (grad_shape, dtype), (x_shape, _), (weight_shape, _) = arrays
     groups = x_shape[1] // weight_shape[1]
     filters, channels = weight_shape[0] // groups, weight_shape[1]
-    if fills_lanes(filters, channels, 1, dtype) and fills_lanes(channels, filters, 1, dtype):
+    if fills_lanes(filters, channels, 1, 1, dtype) and fills_lanes(channels, filters, 1, 1, dtype):
         return GradWeight(grad_shape, x_shape, weight_shape, dtype, constants)
     return PANELS if filters >= MANY_FILTERS else DOTS
 
@@ -126,8 +130,7 @@ def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Callable[..., Any]:
     x, weight, bias, out, indices = arrays
     stride, padding, dilation, conv_size, *pooling = constants
     groups = x[0][1] // weight[0][1]
-    short = math.prod(weight[0][1:]) <= LONGEST
-    blocks = short and fills_lanes(weight[0][0] // groups, weight[0][1], groups, x[1])
+    blocks = fills_lanes(weight[0][0] // groups, weight[0][1], groups, math.prod(weight[0][2:]), x[1])
     if not blocks and whole_windows(conv_size, out[0][2:], pooling):
         return SHORT_POOLED if 0 < math.prod(weight[0][1:]) <= SHORT_BLOCK else POOLED
     z = (x[0][0], weight[0][0], *conv_size), x[1]
