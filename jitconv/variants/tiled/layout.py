@@ -22,16 +22,19 @@ def empty(size: int, dtype: Any) -> np.ndarray:
     return numbers[skip : skip + size]
 
 
-_own = threading.local()
+class _Own(threading.local):
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[str, Any], np.ndarray] = {}
+
+
+_own = _Own()
 
 
 def workspace(name: str, size: int, dtype: Any) -> np.ndarray:
     """Memory for so many numbers, which this thread's kernels use one after the other; it is kept, and only grows."""
-    key = f"{name} {np.dtype(dtype)}"
-    found = getattr(_own, key, None)
+    found = _own.arrays.get((name, dtype))
     if found is None or found.size < size:
-        found = empty(size, dtype)
-        setattr(_own, key, found)
+        found = _own.arrays[name, dtype] = empty(size, dtype)
     return found[:size]
 
 

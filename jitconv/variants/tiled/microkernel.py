@@ -24,18 +24,11 @@ LLVM keeps the tile in registers.
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
+from numba.extending import NativeValue, intrinsic, models, register_model, unbox
 
 from jitconv.variants.simd import INDEX, INT, Code, Tile
 
 TO_READ, TO_WRITE, SECOND_LEVEL, FIRST_LEVEL, DATA = 0, 1, 2, 3, 1  # what llvm.prefetch calls them
-
-
-class TileShape:
-    """pixels × vectors registers; depthwise: each output channel reads the input channel of its own lane."""
-
-    def __init__(self, pixels: int, vectors: int, depthwise: bool = False) -> None:
-        self.pixels, self.vectors, self.depthwise = pixels, vectors, depthwise
 
 
 class _TileShapeType(types.Opaque):
@@ -44,12 +37,15 @@ class _TileShapeType(types.Opaque):
         super().__init__(name=f"TileShape({pixels}, {vectors}, {depthwise})")
 
 
+class TileShape:
+    """pixels × vectors registers; depthwise: each output channel reads the input channel of its own lane."""
+
+    def __init__(self, pixels: int, vectors: int, depthwise: bool = False) -> None:
+        self.pixels, self.vectors, self.depthwise = pixels, vectors, depthwise
+        self._numba_type_ = _TileShapeType(pixels, vectors, depthwise)  # which Numba need not look up at each call
+
+
 register_model(_TileShapeType)(models.OpaqueModel)
-
-
-@typeof_impl.register(TileShape)
-def _type_of_shape(shape, context):
-    return _TileShapeType(shape.pixels, shape.vectors, shape.depthwise)
 
 
 @unbox(_TileShapeType)
