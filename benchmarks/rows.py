@@ -20,6 +20,7 @@ LANES = tuple(sorted({1, ALL_CORES}))  # one core is the primary lane: the one t
 PLAN = "jitconv plan"  # the variant of rows in which a whole network is one call
 TABLES = ("machine", "layers", "network", "products", "resnet", "models", "overhead", "scaling", "compiling", "ladder")
 ONCE = ("machine", "products", "overhead", "scaling", "batches", "compiling", "ladder")  # groups, in a quick study
+SLOWER = ("interpreted", "interpreted-numpy", "jit", "jit-parallel", "vector")  # variants that no answer rests on
 ENGINES = ("jitconv", "torch.compile", "onnxruntime", "openvino", "jax")  # each is measured in processes of its own
 
 
@@ -60,7 +61,9 @@ class Row:
 
         A quick study has no time for more. Interpreted rows take seconds a call, and are steady.
         """
-        return number == 0 or not (self.interpreted or (not full and self.group in ONCE))
+        if number == 0 or full:
+            return number == 0 or not self.interpreted
+        return self.group not in ONCE and self.variant not in SLOWER
 
     @property
     def engine(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import measure_layer
-from benchmarks.rows import Row, layer_rows, twice
+from benchmarks.rows import LANES, Row, layer_rows, twice
 from jitconv.cases import Case
 
 BATCHES = (1, 64, 1024)
@@ -32,7 +32,8 @@ def rows(full: bool) -> list[Row]:
     found = layer_rows("layers", first, ("interpreted",), quantities=("weight gradient",))
     for N in BATCHES:
         plain = () if full or N < 1024 else ("jit", "jit-parallel", "jit-static", "vector")  # up to a second a call
-        found += [row for case in cases(N) for row in layer_rows("layers", case, ("interpreted", *plain))]
+        lanes = LANES if full or N > 1 else (1,)  # one image is too little for two cores
+        found += [row for case in cases(N) for row in layer_rows("layers", case, ("interpreted", *plain), lanes)]
     return twice(found)
 
 

@@ -41,7 +41,7 @@ def rows(full: bool) -> list[Row]:
         row(f"{name} {STEP_IMAGE}×{STEP_IMAGE}, {STEP_BATCH}", "step", STEP_BATCH, variant, threads)
         for name in (*STEP, *(FULL[1:] if full else ()))
         for threads in (LANES if full else (1,))
-        for variant in (variants.BEST["cpu"], "vector", "torch")
+        for variant in (variants.BEST["cpu"], *(("vector",) if full else ()), "torch")
     ]
 
 

@@ -28,7 +28,7 @@ def rows(full: bool) -> list[Row]:
             row = forward_row("network", batch, threads)
             found += over_variants(row, skip=() if full or batch < 1000 else ("jit", "jit-parallel", "jit-static"))
             found += [replace(row, variant=name) for name in (*PLANS, *peers.FORWARD)]
-        for batch in set(powers(4, 1, 4096)) - set(IMAGES):
+        for batch in set(powers(4, 1, 4096 if full else 1024)) - set(IMAGES):
             row = forward_row("batches", batch, threads, axis="images at once", size=batch)
             found += [replace(row, variant=name) for name in (variants.BEST["cpu"], *PLANS, "torch")]
         row = Row(

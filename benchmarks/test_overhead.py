@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.measure import measure, measure_layer
 from benchmarks.rows import Row, over_variants
+from jitconv import variants
 from jitconv.cases import Case
 
 CASES = (
@@ -40,7 +41,8 @@ class Nothing(torch.autograd.Function):
 
 
 def rows(full: bool) -> list[Row]:
-    return [row for case in CASES for row in rows_of(case)]
+    found = [row for case in CASES for row in rows_of(case)]
+    return [row for row in found if full or row.variant in (NOTHING, variants.BEST["cpu"], "torch")]
 
 
 def rows_of(case: Case) -> Iterator[Row]:

@@ -30,7 +30,7 @@ def rows(full: bool) -> list[Row]:
         for size in sizes
         if axis == "batch" or size != BASE[axis]
         for row in layer_rows("scaling", case(**{**BASE, axis: size}), skip, lanes=(1,), axis=axis, size=size)
-        if full or (row.quantity == "forward" and size <= 256)
+        if full or (row.quantity == "forward" and size <= 112)
     ]
 
 
