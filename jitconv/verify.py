@@ -105,12 +105,20 @@ class Expected:
 
     def _allowed(self, variant: str, quantity: str) -> torch.Tensor:
         """How wrong each element may be, in units of eps."""
-        usual = BOUND[getattr(torch, self.dtype)] * self.magnitudes[quantity]
+        usual = BOUND[getattr(torch, self.dtype)] * self.magnitudes[quantity] + self._underflow()
         own = self._own_bound(variant, quantity)
         if own is None:
             return usual
         allowed = torch.from_numpy(own).reshape(usual.shape).to(usual.device)
         return torch.where(allowed.isfinite(), allowed, usual)  # what is not finite is computed the direct way
+
+    def _underflow(self) -> float:
+        """What may be lost below the smallest normal number, where every rounding is as coarse as at that number.
+
+        A sum has at most as many terms as there are numbers.
+        """
+        limits = torch.finfo(getattr(torch, self.dtype))
+        return limits.tiny * max(tensor.numel() for tensor in (*self.inputs.values(), self.grad))
 
     def _own_bound(self, variant: str, quantity: str) -> Any:
         """The variant's own bound for this result, an array; None where it has none."""

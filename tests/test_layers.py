@@ -81,6 +81,20 @@ def test_softmax_in_another_dtype(variant: str) -> None:
     assert result.dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "dilation"), [((1, 32), (2, 3), (3, 2), (2, 1)), ((2, 5), 2, 2, 3)]
+)
+def test_a_window_without_a_pixel_has_no_maximum(size, kernel, stride, dilation, variant: str) -> None:  # type: ignore[no-untyped-def]
+    """One with dilation may step over a small image. torch's gradient then writes outside its memory: no oracle."""
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    result = functional.max_pool2d(x, kernel, stride, 1, dilation, variant=variant)
+    assert torch.equal(result, torch.nn.functional.max_pool2d(x, kernel, stride, 1, dilation))
+    assert result.isneginf().any()
+    if variant != "torch":
+        (grad,) = torch.autograd.grad(result, x, torch.ones_like(result))
+        assert grad.sum() == result.isfinite().sum()
+
+
 def test_the_default_is_the_best_for_the_device() -> None:
     x = torch.randn(2, 3, 6, 6)
     best = functional.max_pool2d(x, 2, variant=variants.BEST["cpu"])

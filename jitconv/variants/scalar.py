@@ -166,7 +166,8 @@ def conv2d_grad_bias(grad, out):
 def max_pool2d_at(x, kernel_size, stride, padding, dilation, n, c, row, col):
     """The flat index m·W + l of max over (i, j) of x[n, c, row·s + i·d − p, col·s + j·d − p].
 
-    The first maximum wins; a NaN wins over everything, and the last NaN over other NaNs.
+    The first maximum wins; a NaN wins over everything, and the last NaN over other NaNs. −1 where a window meets no
+    pixel, as one with dilation may that steps over a small image: its maximum is −∞.
     """
     _, _, H, W = x.shape
     best, index = zero(x), -1
@@ -191,7 +192,10 @@ def max_pool2d(x, kernel_size, stride, padding, dilation, out, indices):
             for col in range(W_out):
                 index = max_pool2d_at(x, kernel_size, stride, padding, dilation, n, c, row, col)
                 indices[n, c, row, col] = index
-                out[n, c, row, col] = x[n, c, index // W, index % W]
+                if index < 0:
+                    out[n, c, row, col] = -math.inf
+                else:
+                    out[n, c, row, col] = x[n, c, index // W, index % W]
 
 
 def max_pool2d_grad_input_at(grad, indices, kernel_size, stride, padding, dilation, W, n, c, m, l):

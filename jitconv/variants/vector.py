@@ -5,6 +5,7 @@ matrix product Z = W·X_col + B; col2im is its transpose and carries gradients b
 taps of a kernel, K_h·K_w of them, never over images or pixels.
 """
 
+import math
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -161,6 +162,7 @@ def max_pool2d(
     where = _library(x).where
     planes, image = windows.planes(x, x.shape, 0)
     image[...] = x
+    out[...] = -math.inf  # of a window that meets no pixel
     indices[...] = -1
     for values, index in zip(windows.taps(planes), windows.indices(x, *x.shape[2:]), strict=True):
         better = (index >= 0) & ((indices < 0) | (values > out) | (values != values))

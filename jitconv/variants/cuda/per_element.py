@@ -7,6 +7,7 @@ Constants are for `cuda-tiled`: loops over a window unroll, and divisions by a s
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,10 @@ def max_pool2d(x, kernel_size, stride, padding, dilation, out, indices):
         n, c, row, col = unravel(element, out.shape)
         index = max_pool2d_at(x, kernel_size, stride, padding, dilation, n, c, row, col)
         indices[n, c, row, col] = index
-        out[n, c, row, col] = x[n, c, index // W, index % W]
+        if index < 0:
+            out[n, c, row, col] = -math.inf
+        else:
+            out[n, c, row, col] = x[n, c, index // W, index % W]
 
 
 def max_pool2d_grad_input(grad, indices, kernel_size, stride, padding, dilation, out):

@@ -67,8 +67,7 @@ def _max_pool2d(worker, workers, x, W, rows, columns, steps, out):
     for line in range(begin, end):
         p, r = divmod(line, H_out)
         for c in range(W_out):
-            at = p * plane + (rows[r, 0] * W + columns[c, 0]) * lane
-            best = load(unit, x, at, lane, 0)
+            best = broadcast(unit, -np.inf)  # which a window without a pixel has
             for i in range(rows[r, 0], rows[r, 1], steps[0]):
                 for j in range(columns[c, 0], columns[c, 1], steps[1]):
                     best = larger(best, load(unit, x, p * plane + (i * W + j) * lane, lane, 0))
