@@ -1,6 +1,6 @@
 # Two commands do all the set-up from a fresh clone: `make study` and `make test`.
 PYTHON ?= python3
-EXTRAS ?= study,test,cuda
+EXTRAS ?= study,test,docs,cuda
 SUITE ?= quick
 RESULTS ?= runs/results
 PAGE ?= report/index.html
@@ -8,7 +8,7 @@ BIN := .venv/bin
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 QUICK := arguments cli compat data instructions intervals machine
 
-.PHONY: study training test test-quick lint gpu clean
+.PHONY: study training test test-quick lint docs gpu clean
 
 # Verifies, measures, trains and writes the page. Ctrl-C keeps what is done, and the same command goes on from there.
 # PEERS=1 installs ONNX Runtime, OpenVINO and JAX into .venv, and measures them too.
@@ -35,6 +35,11 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, from docs/ and the docstrings: needs no network once its packages are there.
+docs: .venv/ready
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs runs/docs
+	@echo runs/docs/index.html
 
 # On a machine with a CUDA GPU, whose Python has torch, numba-cuda, pytest and pytest-benchmark; needs no network.
 # The simulator is in a process of its own, and compute-sanitizer, where there is one, watches a part of the tests.

@@ -29,7 +29,7 @@ def build(captured: Captured, variant: variants.Variant, off: Collection[str] = 
 
 
 class Plan:
-    """A model's forward for inputs like the example's, ready to run: plan(*inputs) returns what model(*inputs) does.
+    """A model's forward, ready for inputs like the example's: `plan(*inputs)` returns what `model(*inputs)` does.
 
     For inference: results have no gradient. Inputs are tensors or NumPy arrays (which give arrays), float32 or float64,
     on the CPU, of the example's shapes except for the batch, their first dimension: another batch is planned when it
