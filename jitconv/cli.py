@@ -309,30 +309,32 @@ def extract(page: Path, output: Path | None) -> None:
 
 
 @main.command()
-def doctor() -> None:
-    """Print what this machine has for the study, and what to fix."""
-    import torch
-
-    from jitconv import machine, variants
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> None:
+    """Print what this machine has for the study, what it can do at most, and what to fix: a block for an issue."""
+    from jitconv import __version__, machine, speed, variants
     from jitconv.variants import compiling, threads
 
-    facts = machine.describe()
-    facts.update({f"version of {package}": version for package, version in facts.pop("versions").items()})
-    facts["threading layer"] = threads.layer()
-    facts["compiled code"] = compiling.cache_folder() or "not kept"
-    facts["variants"] = variants.available()
-    facts["not here"] = variants.missing("cuda") or "nothing"
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        table.add_row(
-            name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        )
-    Console(width=max(100, Console().width)).print(table)
+    facts = {"jitconv": __version__} | machine.describe() | speed.measure()
+    facts["kernels"] = speed.kernels()
+    facts["threading_layer"] = threads.layer()
+    facts["compiled_code"] = str(compiling.cache_folder() or "not kept")
+    facts["variants"] = list(variants.available())
+    facts["not_here"] = variants.missing("cuda") or "nothing"
     found = machine.problems()
-    for problem in found:
-        click.echo(f"fix: {problem}")
-    if not found:
-        click.echo(f"fit for the study on {torch.get_num_threads()} cores")
+    if as_json:
+        click.echo(json.dumps({"kind": "jitconv-doctor", "machine": facts, "fix": found}, ensure_ascii=False, indent=1))
+    else:
+        facts |= {f"version_of_{package}": version for package, version in facts.pop("versions").items()}
+        click.echo("```")
+        for name, value in facts.items():
+            text = ", ".join(map(str, value)) if isinstance(value, list) else value
+            click.echo(f"{name.replace('_', ' ') + ':':24} {text}")
+        for problem in found:
+            click.echo(f"fix: {problem}")
+        click.echo("```")
+        if not found:
+            click.echo(f"fit for the study on {facts['torch_threads']} cores")
     sys.exit(UNFIT if found else 0)
 
 

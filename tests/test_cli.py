@@ -155,6 +155,17 @@ def test_doctor() -> None:
     assert result.exit_code in (0, cli.UNFIT)
     assert "threading layer" in result.stdout
     assert ("fix:" in result.stdout) == (result.exit_code == cli.UNFIT)
+    assert result.stdout.startswith("```\njitconv: ")
+    assert "register tile" in result.stdout
+
+
+def test_doctor_as_json_says_what_the_machine_can_do() -> None:
+    content = json.loads(call("doctor", "--json").stdout)
+    assert content["kind"] == "jitconv-doctor"
+    assert 0.1 < content["machine"]["peak_gflops"] < 1e4
+    assert 0.1 < content["machine"]["bandwidth_gb_s"] < 1e4
+    assert content["machine"]["versions"]["torch"] == torch.__version__
+    assert isinstance(content["fix"], list)
 
 
 def test_doctor_names_what_to_fix(monkeypatch: pytest.MonkeyPatch) -> None:
