@@ -14,7 +14,7 @@ COPIED = 128 << 20  # bytes, more than caches hold
 SECONDS = 0.7  # for each of the two
 
 
-def _multiply_adds(a, b, out, steps):  # type: ignore[no-untyped-def]
+def _multiply_adds(a, b, out, steps):
     """A full register tile, multiplied and added over and over by numbers in the first-level cache."""
     tile = simd.zeros(b, MR, NR_VECTORS)
     for _ in range(steps):
