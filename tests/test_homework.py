@@ -37,7 +37,7 @@ def test_each_mistake_is_shown(anew: str) -> None:
     unseen += ("a wrong layer against itself",)
     assert all(errors.pop(name) > 1e-3 for name in wrong)
     assert all(errors.pop(name) < 1e-10 for name in unseen)
-    assert len(errors) == 10
+    assert len(errors) == 11
     assert all(error < 1e-10 for error in errors.values())
 
 
