@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 import jitconv
-from tests.fuzz.__main__ import command, main, smallest
+from tests.fuzz.__main__ import command, main, smallest, wrong
+
+FOUND = [  # wrong once
+    {  # a kernel read torch's result after it had been freed
+        "plan": [["add", 3], ["pool", 32], ["add", 3], ["depthwise", 3], ["depthwise", 3], ["add", 20], ["conv", 20]],
+        "shape": [1, 16, 1, 1], "variant": "jit-tiled", "dtype": "float32", "threads": 1, "seed": 0,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("example", FOUND)
+def test_what_was_found_is_mended(example: dict[str, Any]) -> None:
+    assert wrong(example) == []
 
 
 def test_a_short_run_finds_nothing() -> None:

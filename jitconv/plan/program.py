@@ -252,6 +252,9 @@ class Frame:
             elif not own:
                 self._add(step.kernel, self._arguments(step), step.small)
             if i in last:
+                if together:  # they read it
+                    self._add(RUN, [table(together)])
+                    together = []
                 self._add(self._drop, last[i])
         if together:
             self._add(RUN, [table(together)])
