@@ -4,6 +4,7 @@ A window is a range of rows and one of columns of the image: padding, strides an
 All are bound by memory, which they pass through once. What lies in the lanes after the last channel stays there.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,51 +50,59 @@ def larger(typing, best, value):
     return best(best, value), code
 
 
+def _over_windows(window):
+    """Fill `out`, line by line, with window(x, where a plane begins, W, rows, columns, …) of each window's ranges."""
+
+    @inner
+    def walk(worker, workers, x, W, rows, columns, constants, out):
+        lane, H_out, W_out = lanes(x), rows.shape[0], columns.shape[0]
+        lines = out.size // (W_out * lane)
+        plane = x.size // (lines // H_out)
+        begin, end = share(lines, worker, workers, 1)
+        for line in range(begin, end):
+            p, r = divmod(line, H_out)
+            for c in range(W_out):
+                some = (rows[r, 0], rows[r, 1]), (columns[c, 0], columns[c, 1])
+                value = window(x, p * plane, W, some, constants, r * W_out + c)
+                store(value, out, (line * W_out + c) * lane, lane)
+
+    return walk
+
+
+@partial(inner, forceinline=True)
+def _maximum(x, plane, W, ranges, steps, index):
+    (rows, columns), lane, unit = ranges, lanes(x), zeros(x, 1, 1)
+    best = broadcast(unit, -np.inf)  # which a window without a pixel has
+    for i in range(rows[0], rows[1], steps[0]):
+        for j in range(columns[0], columns[1], steps[1]):
+            best = larger(best, load(unit, x, plane + (i * W + j) * lane, lane, 0))
+    return best
+
+
+@partial(inner, forceinline=True)
+def _mean(x, plane, W, ranges, divisors, index):
+    (rows, columns), lane, unit = ranges, lanes(x), zeros(x, 1, 1)
+    total = broadcast(unit, 0)
+    for i in range(rows[0], rows[1]):
+        for j in range(columns[0], columns[1]):
+            total = total + load(unit, x, plane + (i * W + j) * lane, lane, 0)
+    return total / broadcast(unit, divisors[index])
+
+
+_maxima, _means = _over_windows(_maximum), _over_windows(_mean)
+
+
 def max_pool2d(team, workers, x, W, rows, columns, steps, out):
     """out[plane, r, c] = max of x[plane, i, j] for i in rows[r] and j in columns[c], `steps` apart; images flat.
 
     W: the width of x's planes.
     """
-    each_worker(team, workers, _max_pool2d, (x, W, rows, columns, steps, out))
-
-
-@inner
-def _max_pool2d(worker, workers, x, W, rows, columns, steps, out):
-    unit, lane = zeros(x, 1, 1), lanes(x)
-    H_out, W_out = rows.shape[0], columns.shape[0]
-    lines = out.size // (W_out * lane)
-    plane = x.size // (lines // H_out)
-    begin, end = share(lines, worker, workers, 1)
-    for line in range(begin, end):
-        p, r = divmod(line, H_out)
-        for c in range(W_out):
-            best = broadcast(unit, -np.inf)  # which a window without a pixel has
-            for i in range(rows[r, 0], rows[r, 1], steps[0]):
-                for j in range(columns[c, 0], columns[c, 1], steps[1]):
-                    best = larger(best, load(unit, x, p * plane + (i * W + j) * lane, lane, 0))
-            store(best, out, (line * W_out + c) * lane, lane)
+    each_worker(team, workers, _maxima, (x, W, rows, columns, steps, out))
 
 
 def avg_pool2d(team, workers, x, W, rows, columns, divisors, out):
     """out[plane, r, c] = Σ x[plane, i, j] / divisors[r · W_out + c], i in rows[r] and j in columns[c]; images flat."""
-    each_worker(team, workers, _avg_pool2d, (x, W, rows, columns, divisors, out))
-
-
-@inner
-def _avg_pool2d(worker, workers, x, W, rows, columns, divisors, out):
-    unit, lane = zeros(x, 1, 1), lanes(x)
-    H_out, W_out = rows.shape[0], columns.shape[0]
-    lines = out.size // (W_out * lane)
-    plane = x.size // (lines // H_out)
-    begin, end = share(lines, worker, workers, 1)
-    for line in range(begin, end):
-        p, r = divmod(line, H_out)
-        for c in range(W_out):
-            total = broadcast(unit, 0)
-            for i in range(rows[r, 0], rows[r, 1]):
-                for j in range(columns[c, 0], columns[c, 1]):
-                    total = total + load(unit, x, p * plane + (i * W + j) * lane, lane, 0)
-            store(total / broadcast(unit, divisors[r * W_out + c]), out, (line * W_out + c) * lane, lane)
+    each_worker(team, workers, _means, (x, W, rows, columns, divisors, out))
 
 
 def affine(team, workers, x, scale, shift, pixels, low, high, out):
