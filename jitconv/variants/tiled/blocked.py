@@ -38,7 +38,7 @@ CHUNK = 80 << 10  # bytes of weights that all pixels of a band pass, while the n
 BAND = 512 << 10  # bytes of the output that stay in the second-level cache
 SMALL_BAND = 64 << 10  # the same where all blocks of input channels pass at once,
 TOGETHER = 256 << 10  # and bytes of weights of filter tiles that then pass a band together
-FEW_CHANNELS = 4  # of an image that is read as it lies
+FEW_CHANNELS = 4  # of (N, C, H, W): with so few, what follows each other along a line of the filter is one tap
 
 
 class Epilogue(NamedTuple):
@@ -155,7 +155,6 @@ class Convolution:
             blocks = [(c * plane, MANY) for c in range(inputs)]
             x_image, flush = inputs * plane * pixel, max(1, TERMS // max(1, len(taps)))
         else:
-            term, how = 1, Layout(W * lanes, lanes, depth, False, depth * width)
             channels = range(0, inputs, depth)
             if self.layout_in == "nchw":
                 term, pixel, x_image = plane, 1, inputs * plane
