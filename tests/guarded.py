@@ -86,21 +86,30 @@ def call(kernel: Callable[..., Any], args: Sequence[Any], at_end: bool, outs: Se
 @contextmanager
 def fences(at_end: bool) -> Iterator[None]:
     """While this lasts, the kernels of all ops and their workspaces lie behind fences."""
-    fill, workspace = op.Bound._fill, layout.workspace
+    choose, workspace = op.Bound._chosen_kernel, layout.workspace
 
-    def fill_behind_fences(self: Any, arrays: list[Any]) -> None:
-        count, kernel = self.op.tensors, self.kernel
-        if kernel is None:
-            return fill(self, arrays)
-        args = [*arrays[:count], *self.constants, *arrays[count:]]
-        return call(kernel, args, at_end, range(count + len(self.constants), len(args)))
+    def behind_fences(self: Any) -> Any:
+        kernel, inputs = choose(self), self.op.tensors + len(self.constants)
 
-    op.Bound._fill = fill_behind_fences  # type: ignore[method-assign]
+        def run(*args: Any) -> None:
+            call(kernel, args, at_end, range(inputs, len(args)))
+
+        run.packs = getattr(kernel, "packs", {})  # type: ignore[attr-defined]
+        return run
+
+    op.Bound._chosen_kernel = behind_fences  # type: ignore[method-assign]
     layout.workspace = lambda name, size, dtype: Fence((size,), dtype, at_end).array  # type: ignore[assignment]
+    _forget_calls()
     try:
         yield
     finally:
-        op.Bound._fill, layout.workspace = fill, workspace  # type: ignore[method-assign]
+        op.Bound._chosen_kernel, layout.workspace = choose, workspace  # type: ignore[method-assign]
+        _forget_calls()
+
+
+def _forget_calls() -> None:
+    for name in variants.available("cpu"):
+        variants.get(name).calls.clear()
 
 
 def ends(whole: bool) -> list[tuple[bool, int]]:
@@ -147,28 +156,40 @@ def _plan(name: str, dtype: str, whole: bool) -> None:
     if name == "batch norm in training":
         return  # the second call has other statistics
     plan = jitconv.plan(model, *inputs)
-    bind = Frame.__init__
+    bind, recorded = Frame.bind, Frame._recorded
     for at_end, threads in ends(whole):
 
-        def fenced_frame(self: Frame, program: Any, at_end: bool = at_end) -> None:
-            bind(self, program)
+        def fenced_bind(self: Frame, weights: Any, at_end: bool = at_end) -> None:
+            bind(self, weights)
             own = (self._torch, self._drop)
             for calls in (self.calls, self.alone):
                 calls[:] = [(f if f in own else partial(_step, f, at_end), args) for f, args in calls]
 
         torch.set_num_threads(threads)
         plan.program.frames.clear()
-        Frame.__init__ = fenced_frame  # type: ignore[method-assign]
+        Frame.bind = fenced_bind  # type: ignore[method-assign]
+        Frame._recorded = lambda *_: []  # type: ignore[method-assign]  # what is recorded has its arrays' addresses
+        before = _steps_run()
         try:
             with fences(at_end):
                 close(plan(*inputs), wanted, 1e-5 if dtype == "float32" else 1e-13)
         finally:
-            Frame.__init__ = bind  # type: ignore[method-assign]
-        plan.program.frames.clear()
+            Frame.bind, Frame._recorded = bind, recorded  # type: ignore[method-assign]
+        kernels = [step for step in plan.program.steps if not step.is_torch]
+        assert _steps_run() - before == len(kernels), "each kernel once"
+    plan.program.frames.clear()
+
+
+_ran = [0]
+
+
+def _steps_run() -> int:
+    return _ran[0]
 
 
 def _step(kernel: Callable[..., Any], at_end: bool, *args: Any) -> None:
     call(kernel, args, at_end)
+    _ran[0] += 1
 
 
 def main() -> None:
