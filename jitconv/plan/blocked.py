@@ -7,11 +7,10 @@ import numpy as np
 
 from jitconv import shapes
 from jitconv.plan import nodes
-from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape
 from jitconv.plan.kernels import (
     Bound,
-    activation_in_place,
+    activated,
     bias_of,
     bounds,
     concat,
@@ -19,6 +18,7 @@ from jitconv.plan.kernels import (
     flat,
     geometry,
     multiply_adds,
+    smooth,
 )
 from jitconv.plan.nodes import Node
 from jitconv.variants.simd import lanes_of
@@ -93,26 +93,26 @@ def affine(low: Any, node: Node) -> list[Bound]:
     out = low.out_block(node)
     padded = [low.packed(each, _whole_blocks) for each in (scale, shift)]
     args = [flat(low.block(x)), *padded, math.prod(shape(x)[2:]), *low_high, flat(out)]
-    return [Bound("affine, blocked", windows.AFFINE, args), *_smooth(low, out, activation)]
+    return [Bound("affine, blocked", windows.AFFINE, args), *smooth(out, activation)]
 
 
 def add(low: Any, node: Node) -> list[Bound]:
     x, y, activation = [*node.args, None][:3]
     out = low.out_block(node)
     args = [flat(low.block(x)), flat(low.block(y)), *(bounds(activation) or (-math.inf, math.inf)), flat(out)]
-    return [Bound("add, blocked", windows.ADD, args), *_smooth(low, out, activation)]
+    return [Bound("add, blocked", windows.ADD, args), *smooth(out, activation)]
 
 
 def activate(low: Any, node: Node) -> list[Bound]:
     x, activation = node.args
     out = low.out_block(node)
-    if activation == ("relu",):
-        return [Bound("relu", low.variant.ops["relu"], [flat(low.block(x)), flat(out)])]
-    return [Bound("copy", np.copyto, [flat(out), flat(low.block(x))]), *activation_in_place(low, out, activation)]
+    return activated(low.block(x), activation, out)
 
 
-def _smooth(low: Any, out: Array, activation: nodes.Activation) -> list[Bound]:
-    return activation_in_place(low, out, activation) if bounds(activation) is None else []
+def scale(low: Any, node: Node) -> list[Bound]:
+    x, factors = node.args
+    args = [flat(low.block(x)), flat(low.block(factors)), math.prod(shape(x)[2:]), flat(low.out_block(node))]
+    return [Bound("scale, blocked", windows.SCALE, args)]
 
 
 def _whole_blocks(values: Any) -> Any:
@@ -128,5 +128,6 @@ BINDERS = {
     nodes.affine: affine,
     nodes.add: add,
     nodes.activate: activate,
+    nodes.scale: scale,
     nodes.concat: concat,
 }

@@ -183,6 +183,16 @@ def add(node: Node) -> Result:
     return (nodes.add, (x, y)) if shape(x) == shape(y) else None
 
 
+def multiply(node: Node) -> Result:
+    """An image times a number for each of its channels: squeeze-and-excitation."""
+    a = arguments(node)
+    pair = a["self"], a["other"]
+    if not all(isinstance(x, fx.Node) for x in pair) or not _floating(*pair) or value(node).dim() != 4:
+        return None
+    x, factors = pair if shape(pair[0]) == shape(node) else pair[::-1]
+    return (nodes.scale, (x, factors)) if shape(factors) == (*shape(node)[:2], 1, 1) else None
+
+
 def cat(node: Node) -> Result:
     a = arguments(node)
     tensors = a["tensors"]
@@ -267,6 +277,9 @@ TABLE: dict[Any, Callable[[Node], Result]] = {
     aten.clamp_min.default: activation(_clamp),
     aten.hardswish.default: activation(lambda a: ("hardswish",)),
     aten.silu.default: activation(lambda a: ("silu",)),
+    aten.sigmoid.default: activation(lambda a: ("sigmoid",)),
+    aten.hardsigmoid.default: activation(lambda a: ("hardsigmoid",)),
+    aten.mul.Tensor: multiply,
     aten.max_pool2d.default: max_pool2d,
     aten.avg_pool2d.default: avg_pool2d,
     aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,

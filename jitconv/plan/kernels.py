@@ -14,7 +14,7 @@ from jitconv.plan import buffers, layout, nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
-from jitconv.variants.tiled import gemv
+from jitconv.variants.tiled import blocked, gemv, windows
 
 FEW_CHANNELS = 16
 SMALL = 2048  # numbers in all arrays of a call: a second core would save less than the time that it takes to start
@@ -43,8 +43,7 @@ def bound(low: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
     args = [low.packed(a.buffer.key, of_weights[i]) if i in of_weights else a for i, a in enumerate(args)]
     if len(of_weights) < len(packs):
         kernel = _packing({i: pack for i, pack in packs.items() if i not in of_weights}, kernel)
-    small = sum(math.prod(shape) for shape, _ in arrays) <= SMALL
-    return Bound(op, kernel, args, flops, small)
+    return Bound(op, kernel, args, flops, sum(math.prod(shape) for shape, _ in arrays) <= SMALL)
 
 
 def _packing(packs: dict[int, Callable[[Any], Any]], kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,8 +96,8 @@ def conv2d(low: Any, node: Node) -> list[Bound] | None:
     fused = activation == ("relu",) and residual is None and "conv2d_relu" in variant.ops
     steps = [bound(low, "conv2d_relu" if fused else "conv2d", args, multiply_adds(target, weight))]
     if residual is not None:
-        steps += add_arrays(low, out, low.array(residual), out)
-    return steps + ([] if fused else activation_in_place(low, out, activation))
+        return steps + add_arrays(out, low.array(residual), activation, out)
+    return steps + ([] if fused else activated(out, activation, out))
 
 
 def conv2d_max_pool2d(low: Any, node: Node) -> list[Bound] | None:
@@ -152,15 +151,14 @@ def linear(low: Any, node: Node) -> list[Bound] | None:
     fused = activation == ("relu",) and "linear_relu" in low.variant.ops
     args = [x2, low.array(weight), bias_of(low, bias, weight), out2]
     steps = [bound(low, "linear_relu" if fused else "linear", args, multiply_adds(out2, weight))]
-    return steps + ([] if fused else activation_in_place(low, out, activation))
+    return steps + ([] if fused else activated(out, activation, out))
 
 
 def activate(low: Any, node: Node) -> list[Bound] | None:
     x, activation = node.args
-    if activation != ("relu",):
-        return None
-    source = low.array(x)
-    return [bound(low, "relu", [flat(source), flat(low.out(node))])]
+    if activation == ("relu",) and not layout.is_tiled(low.variant):
+        return [bound(low, "relu", [flat(low.array(x)), flat(low.out(node))])]
+    return activated(low.array(x), activation, low.out(node))
 
 
 def flat(array: Array) -> Array:
@@ -199,12 +197,12 @@ def copy_columns(source: Any, target: Any, first: int, last: int) -> None:
 
 def add(low: Any, node: Node) -> list[Bound] | None:
     x, y, activation = [*node.args, None][:3]
-    out = low.out(node)
-    return add_arrays(low, low.array(x), low.array(y), out) + activation_in_place(low, out, activation)
+    return add_arrays(low.array(x), low.array(y), activation, low.out(node))
 
 
-def add_arrays(low: Any, x: Array, y: Array, out: Array) -> list[Bound]:
-    return [Bound("torch add", _add, [flat(x), flat(y), flat(out)])]
+def add_arrays(x: Array, y: Array, activation: nodes.Activation, out: Array) -> list[Bound]:
+    args = [flat(x), flat(y), *(bounds(activation) or (-math.inf, math.inf)), flat(out)]
+    return [Bound("add", windows.ADD, args, small=_is_small(x, y, out)), *smooth(out, activation)]
 
 
 def bounds(activation: nodes.Activation) -> tuple[float, float] | None:
@@ -219,24 +217,25 @@ def bounds(activation: nodes.Activation) -> tuple[float, float] | None:
     return None
 
 
-def activation_in_place(low: Any, array: Array, activation: nodes.Activation) -> list[Bound]:
-    if activation is None:
+def activated(x: Array, activation: nodes.Activation, out: Array) -> list[Bound]:
+    """out = activation(x), by a pass of its own; x may be out."""
+    limits, steps = bounds(activation), []
+    if x is not out or limits not in (None, (-math.inf, math.inf)):
+        name, limits = (activation[0] if activation and limits else "copy"), limits or (-math.inf, math.inf)
+        steps = [Bound(name, windows.BOUND, [flat(x), *limits, flat(out)], small=_is_small(x, out))]
+    return [*steps, *smooth(out, activation)]
+
+
+def smooth(out: Array, activation: nodes.Activation) -> list[Bound]:
+    """An activation that is no pair of bounds, in place."""
+    if activation not in nodes.SMOOTH:
         return []
-    if activation == ("relu",):
-        return [bound(low, "relu", [flat(array), flat(array)])]
-    name, *limits = activation
-    return [Bound(f"torch {name}", IN_PLACE[name], [flat(array), *limits])]
+    return [Bound(activation[0], blocked.SMOOTH[activation[0]], [flat(out)], small=_is_small(out))]
 
 
-def _add(x: Any, y: Any, out: Any) -> None:
-    torch.add(torch.from_numpy(x), torch.from_numpy(y), out=torch.from_numpy(out))
+def _is_small(*arrays: Array) -> bool:
+    return sum(math.prod(array.shape) for array in arrays) <= SMALL
 
-
-IN_PLACE: dict[str, Callable[..., Any]] = {  # where no kernel has them in its epilogue
-    "clamp": lambda x, low, high: torch.from_numpy(x).clamp_(low, high),
-    "hardswish": lambda x: torch.nn.functional.hardswish(torch.from_numpy(x), inplace=True),
-    "silu": lambda x: torch.nn.functional.silu(torch.from_numpy(x), inplace=True),
-}
 
 Binder = Callable[[Any, Node], list[Bound] | None]
 

@@ -70,7 +70,7 @@ def _pool(node: Node, can: set[Node]) -> bool:
 
 
 def _elementwise(node: Node, can: set[Node]) -> bool:
-    tensors = node.args[:2] if node.target is nodes.add else node.args[:1]
+    tensors = node.args[:2] if node.target in (nodes.add, nodes.scale) else node.args[:1]
     return all(x in can for x in tensors)
 
 
@@ -98,5 +98,6 @@ WRITERS: dict[Any, Callable[[Node, set[Node]], bool]] = {
     nodes.activate: _elementwise,
     nodes.affine: _elementwise,
     nodes.add: _elementwise,
+    nodes.scale: _elementwise,
     nodes.concat: _concat,
 }

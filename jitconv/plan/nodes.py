@@ -3,7 +3,7 @@
 Rewrites (rewrite.py) put calls of these into the captured graph, so that a graph can be run as it stands after any of
 them; kernels.py then binds a kernel to each call. A call that gets none runs the function below: a torch step.
 
-activation, everywhere: None, ("relu",), ("clamp", low, high), ("hardswish",) or ("silu",).
+activation, everywhere: None, ("relu",), ("clamp", low, high), or one of SMOOTH.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 Node = Any  # an fx.Node, whose arguments' type would have to be narrowed at each use
 Activation = tuple[Any, ...] | None
+SMOOTH = {(each.__name__,): each for each in (F.hardswish, F.silu, torch.sigmoid, F.hardsigmoid)}
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -26,11 +27,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return F.relu(x)
         case ("clamp", low, high):
             return torch.clamp(x, low, high)
-        case ("hardswish",):
-            return F.hardswish(x)
-        case ("silu",):
-            return F.silu(x)
-    raise ValueError(f"activation must be None, relu, clamp, hardswish or silu, got {activation!r}")
+    return SMOOTH[activation](x)
 
 
 def conv2d(
@@ -80,6 +77,11 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, activation: Activation = Non
 
 def add(x: Tensor, y: Tensor, activation: Activation = None) -> Tensor:
     return activate(x + y, activation)
+
+
+def scale(x: Tensor, factors: Tensor) -> Tensor:
+    """x · factors; x: (N, C, H, W), factors: (N, C, 1, 1)"""
+    return x * factors
 
 
 def concat(tensors: tuple[Tensor, ...], dim: int) -> Tensor:

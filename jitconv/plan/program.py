@@ -248,7 +248,7 @@ class Frame:
                 self._add(RUN, [table(together)])
                 together = []
             if step.is_torch:
-                self._add(self._torch, [step])
+                self._add(self._torch, [step, *_places(step.node)])
             elif not own:
                 self._add(step.kernel, self._arguments(step), step.small)
             if i in last:
@@ -349,10 +349,13 @@ class Frame:
             else:
                 self.values[node] = tensor
 
-    def _torch(self, step: Step) -> None:
-        """Run a torch step; kernels that read its result get it as it now lies in memory."""
-        node = step.node
-        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._value)
+    def _torch(self, step: Step, flat: bool, places: list[tuple[bool, Any]]) -> None:
+        """Run a torch step; kernels that read its result get it as it now lies in memory. See _places."""
+        node, values = step.node, self.values
+        if flat:
+            args, kwargs = [values[arg] if is_node else arg for is_node, arg in places], node.kwargs
+        else:
+            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._value)
         try:
             result = node.target(*args, **kwargs)
         except Exception as error:
@@ -390,6 +393,12 @@ class Frame:
             tensor.untyped_storage().data_ptr() for tensor in (self.weights.tensors if self.weights else {}).values()
         }
         return storage == self.memory.ctypes.data or storage in own
+
+
+def _places(node: Node) -> tuple[bool, list[tuple[bool, Any]]]:
+    """Whether all nodes among a call's arguments are arguments themselves, not parts of them; which ones are nodes."""
+    places = [(isinstance(arg, fx.Node), arg) for arg in node.args]
+    return len(node.all_input_nodes) == len({arg for is_node, arg in places if is_node}), places
 
 
 def _result(arg: Any) -> bool:

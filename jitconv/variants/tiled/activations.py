@@ -37,7 +37,19 @@ def _hardswish_of(x):
     return x * clamp(x + broadcast(x, 3), 0, 6) / broadcast(x, 6)
 
 
+@partial(inner, forceinline=True)
+def _sigmoid_of(x):
+    one = broadcast(x, 1)
+    return one / (one + exp(broadcast(x, 0) - x))
+
+
+@partial(inner, forceinline=True)
+def _hardsigmoid_of(x):
+    return clamp(x + broadcast(x, 3), 0, 6) / broadcast(x, 6)
+
+
 _silu, _hardswish = _in_place(_silu_of), _in_place(_hardswish_of)
+_sigmoid, _hardsigmoid = _in_place(_sigmoid_of), _in_place(_hardsigmoid_of)
 
 
 def silu(team, workers, out):
@@ -48,3 +60,13 @@ def silu(team, workers, out):
 def hardswish(team, workers, out):
     """out[i] = out[i] · min(max(out[i] + 3, 0), 6) / 6"""
     each_worker(team, workers, _hardswish, (out,))
+
+
+def sigmoid(team, workers, out):
+    """out[i] = 1 / (1 + exp(−out[i]))"""
+    each_worker(team, workers, _sigmoid, (out,))
+
+
+def hardsigmoid(team, workers, out):
+    """out[i] = min(max(out[i] + 3, 0), 6) / 6"""
+    each_worker(team, workers, _hardsigmoid, (out,))

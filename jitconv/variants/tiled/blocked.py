@@ -17,7 +17,7 @@ import numpy as np
 from jitconv.variants.simd import REGISTERS, lanes_of
 from jitconv.variants.threads import count
 from jitconv.variants.tiled import layout
-from jitconv.variants.tiled.activations import hardswish, silu
+from jitconv.variants.tiled.activations import hardsigmoid, hardswish, sigmoid, silu
 from jitconv.variants.tiled.direct import Arrays, Launch, Tables, convolve
 from jitconv.variants.tiled.geometry import Axis, Layout, forward, phases, tables
 from jitconv.variants.tiled.kernel import Tiled
@@ -44,7 +44,7 @@ FEW_CHANNELS = 4  # of (N, C, H, W): with so few, what follows each other along 
 class Epilogue(NamedTuple):
     """What follows the sum: + residual if there is one, and then the activation.
 
-    activation: None, "relu", "relu6", a pair of bounds, "hardswish" or "silu".
+    activation: None, "relu", "relu6", a pair of bounds, or one of SMOOTH.
     """
 
     activation: Any = None
@@ -104,7 +104,9 @@ class Packing:
 
 
 CONVOLVE = Tiled(convolve, None, recordable=True)
-SMOOTH = {function.__name__: Tiled(function, None, recordable=True) for function in (hardswish, silu)}
+SMOOTH = {
+    function.__name__: Tiled(function, None, recordable=True) for function in (hardswish, silu, sigmoid, hardsigmoid)
+}
 
 
 class Convolution:

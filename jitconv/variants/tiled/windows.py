@@ -136,6 +136,35 @@ def _add(worker, workers, x, y, low, high, out):
         store(clamp(load(unit, x, i, n, 0) + load(unit, y, i, n, 0), low, high), out, i, n)
 
 
-MAX_POOL2D, AVG_POOL2D, AFFINE, ADD = (
-    Tiled(driver, None, recordable=True) for driver in (max_pool2d, avg_pool2d, affine, add)
+def bound(team, workers, x, low, high, out):
+    """out[i] = min(max(x[i], low), high); any layout, flat."""
+    each_worker(team, workers, _bound, (x, low, high, out))
+
+
+@inner
+def _bound(worker, workers, x, low, high, out):
+    unit = zeros(out, 1, WIDE)
+    step = WIDE * lanes(out)
+    begin, end = share(out.size, worker, workers, step)
+    for i in range(begin, end, step):
+        store(clamp(load(unit, x, i, end - i, 0), low, high), out, i, end - i)
+
+
+def scale(team, workers, x, factors, pixels, out):
+    """out[plane, pixel] = x · factors[plane], a register of lanes; images flat."""
+    each_worker(team, workers, _scale, (x, factors, pixels, out))
+
+
+@inner
+def _scale(worker, workers, x, factors, pixels, out):
+    unit, lane = zeros(x, 1, 1), lanes(x)
+    begin, end = share(x.size // (pixels * lane), worker, workers, 1)
+    for plane in range(begin, end):
+        factor = load(unit, factors, plane * lane, lane, 0)
+        for i in range(plane * pixels * lane, (plane + 1) * pixels * lane, lane):
+            store(load(unit, x, i, lane, 0) * factor, out, i, lane)
+
+
+MAX_POOL2D, AVG_POOL2D, AFFINE, ADD, BOUND, SCALE = (
+    Tiled(driver, None, recordable=True) for driver in (max_pool2d, avg_pool2d, affine, add, bound, scale)
 )
