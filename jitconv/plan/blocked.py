@@ -33,6 +33,9 @@ def conv2d(low: Any, node: Node) -> list[Bound]:
     kernel = blocked.bind(
         shape(x), shape(weight), low.dtype(x), stride, padding, dilation, convolution[3], source, target, epilogue
     )
+    if node in low.inside and shape(node)[0] > 1:
+        whole = low.out_block(low.inside[node][0])
+        kernel.put_images_apart(math.prod(whole.shape[1:]))
     image = low.block(x) if x in low.blocked else low.array(x)
     rest = None if residual is None else low.block(residual) if node in low.blocked else low.array(residual)
     packed = low.packed(weight, kernel.pack)

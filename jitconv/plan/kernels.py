@@ -184,7 +184,7 @@ def concat(low: Any, node: Node) -> list[Bound] | None:
         width = int(np.prod(array.shape[dim:]))
         place = whole.offset + at * whole.dtype.itemsize
         # the same buffer is not enough: both may be parts of a larger concatenation, in different places
-        if outer > 1 or array.buffer is not whole.buffer or array.offset != place:
+        if array.buffer is not whole.buffer or array.offset != place:
             source = array._replace(shape=(outer, width))
             steps.append(Bound("copy", copy_columns, [source, whole._replace(shape=(outer, row)), at, at + width]))
         at += width
@@ -248,6 +248,7 @@ BINDERS: dict[Any, Binder] = {
     nodes.avg_pool2d: _only_blocked,
     nodes.adaptive_avg_pool2d: _only_blocked,
     nodes.affine: _only_blocked,
+    nodes.scale: _only_blocked,
     nodes.conv2d: conv2d,
     nodes.conv2d_max_pool2d: conv2d_max_pool2d,
     nodes.max_pool2d: max_pool2d,

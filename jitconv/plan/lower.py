@@ -291,23 +291,32 @@ def _torch_name(node: Node) -> str:
     return f"torch {getattr(node.target, '__name__', node.target)}"
 
 
+def _lies_apart(part: Node) -> bool:
+    """Whether the images that a node computes can be so far apart as those of the concatenation that it is for."""
+    if part.target is not nodes.conv2d or len(part.users) > 1:
+        return False
+    _, _, _, (*_, groups), residual, activation = [*part.args, None, None][:6]
+    return groups == 1 and residual is None and activation not in nodes.SMOOTH
+
+
 def _places_in_concats(graph: fx.Graph, roots: dict[Node, int], blocked: set[Node]) -> dict[Node, tuple[Node, int]]:
     """Which nodes can be computed where a concatenation wants them: there, and so many numbers from its beginning.
 
-    That is where the parts lie one after the other in memory, with one image or along the first dimension.
+    That is where the parts lie one after the other in memory, with one image or along the first dimension; of several
+    images a blocked convolution's can lie apart, if only the concatenation reads them.
     """
     places: dict[Node, tuple[Node, int]] = {}
     for node in reversed(graph.find_nodes(op="call_function", target=nodes.concat)):
         parts, dim = node.args
-        if any(n != 1 for n in shape(node)[:dim]):
-            continue
+        together = all(n == 1 for n in shape(node)[:dim])
         if any(0 in shape(part) for part in parts):
             continue  # torch computes it, in memory of its own
         offset = 0
         for part in parts:
             kernel = part.op == "call_function" and part.target in BINDERS and part not in places
             alike = (part in blocked) == (node in blocked)
-            if kernel and alike and part not in roots and parts.count(part) == 1:
+            there = together or (part in blocked and _lies_apart(part))
+            if kernel and alike and there and part not in roots and parts.count(part) == 1:
                 places[part] = (node, offset)
-            offset += int(np.prod(shape(part)))
+            offset += int(np.prod(shape(part)[dim:]))
     return places

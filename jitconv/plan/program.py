@@ -241,23 +241,25 @@ class Frame:
             collected.clear()
         stand_ins, last = self._stand_ins(), self._last_reads()
         together: list[tuple[Recording, int]] = []
+        dropped: list[Node] = []
         for i, step in enumerate(self.program.steps):
             own = self._recorded(step, stand_ins)
-            together += own
             if together and (not own or self.apart):
                 self._add(RUN, [table(together)])
                 together = []
+            together += own
             if step.is_torch:
                 self._add(self._torch, [step, *_places(step.node)])
             elif not own:
                 self._add(step.kernel, self._arguments(step), step.small)
-            if i in last:
-                if together:  # they read it
-                    self._add(RUN, [table(together)])
-                    together = []
-                self._add(self._drop, last[i])
+            dropped += last.get(i, ())
+            if dropped and not together:  # those that recorded steps read stay until these have run
+                self._add(self._drop, dropped)
+                dropped = []
         if together:
             self._add(RUN, [table(together)])
+        if dropped:
+            self._add(self._drop, dropped)
         for key, tensor in weights.contiguous.items():
             self._bind(key, tensor)
 

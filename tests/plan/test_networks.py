@@ -55,8 +55,9 @@ def test_nothing_is_transposed_or_copied_between_convolutions() -> None:
     assert set(names[:-1]) == {"conv2d, blocked", "max_pool2d, blocked", "avg_pool2d, blocked"}
 
 
-def test_a_concatenation_of_one_image_is_written_in_place() -> None:
-    plan = jitconv.plan(built("squeezenet1_1"), torch.randn(1, 3, 64, 64))
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_concatenation_of_convolutions_is_written_in_place(images: int) -> None:
+    plan = jitconv.plan(built("squeezenet1_1"), torch.randn(images, 3, 64, 64))
     assert not [step for step in plan.program.steps if "copy" in step.name or "concat" in step.name]
 
 
@@ -92,11 +93,18 @@ class Random(nn.Module):
             elif kind == "pool":
                 x = F.max_pool2d(x, 3, 1, 1) if number % 2 else F.avg_pool2d(x, 3, 1, 1)
             elif kind == "act":
-                x = (F.relu, F.relu6, F.hardswish, F.silu)[number % 4](x)
+                x = (F.relu, F.relu6, F.hardswish, F.silu, torch.sigmoid, F.hardsigmoid)[number % 6](x)
             else:
                 x = layer(x)
             images.append(x)
         return images[-1], images[len(images) // 2].flatten(1)
+
+
+def test_squeeze_and_excitation_is_kernels() -> None:
+    plan = jitconv.plan(built("efficientnet_b0"), torch.randn(2, 3, 64, 64))
+    names = {step.name for step in plan.program.steps}
+    assert "scale, blocked" in names
+    assert not [name for name in names if "torch" in name]
 
 
 KINDS = ("conv", "depthwise", "norm", "concat", "add", "pool", "act")

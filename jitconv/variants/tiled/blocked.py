@@ -8,7 +8,7 @@ those lanes is never read. With groups, an image is blocked only if each group's
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -204,6 +204,10 @@ class Convolution:
         """
         odd = self.depthwise and self.sizes.groups % lanes_of(self.dtype) > 0
         return odd or self.epilogue.residual or rows.spacing > 1 or columns.spacing > 1
+
+    def put_images_apart(self, distance: int) -> None:
+        """Leave so many numbers from an image of the output to the next; for one group and no residual."""
+        self.parts = [replace(part, launch=part.launch._replace(out_image=distance)) for part in self.parts]
 
     def __call__(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> None:
         """Fill `out`; residual: an array in out's layout, or None."""
