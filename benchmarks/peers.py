@@ -112,9 +112,11 @@ def torch_compile(model: nn.Module, images: Tensor, threads: int) -> Callable[[]
     return lambda: compiled(images)
 
 
-def torch_compile_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Any]:
+def torch_compile_step(
+    model: nn.Module, images: Tensor, labels: Tensor, backend: str = "inductor"
+) -> Callable[[], Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-    compiled = torch.compile(_plain(model), dynamic=False)
+    compiled = torch.compile(_plain(model), dynamic=False, backend=backend)
 
     def run() -> Tensor:
         optimizer.zero_grad()

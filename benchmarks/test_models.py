@@ -1,5 +1,6 @@
 """Models of torchvision, converted, as a plan, and in other engines: forward on one image, and a step of training."""
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -17,9 +18,11 @@ from jitconv.nn import convert
 
 FORWARD = ("resnet18", "squeezenet1_1", "mobilenet_v2")
 STEP = ("alexnet", "resnet18", "squeezenet1_1")
-FULL = ("alexnet", "vgg11", "mobilenet_v3_small", "shufflenet_v2_x1_0", "efficientnet_b0", "googlenet")
+PLANNED = ("alexnet", "vgg11")  # a quick study has these not converted, and on one core
+FULL = ("mobilenet_v3_small", "shufflenet_v2_x1_0", "efficientnet_b0", "googlenet")
 SEARCHED = tuple(name for name in variants.available("cpu") if name in ("jit-tiled", "jit-winograd"))
 IMAGE, STEP_IMAGE, STEP_BATCH = 224, 64, 4
+BACKENDS = {PLAN: "jitconv", "torch.compile": "inductor"}
 TOLERANCE = 1e-4, 1e-3  # of the norm: output, gradients
 
 
@@ -29,19 +32,21 @@ def rows(full: bool) -> list[Row]:
             group="models", work=work, layer="model", quantity=quantity, variant=variant, threads=threads, batch=batch
         )
 
-    engines = (*SEARCHED, *PLANS, "torch", *peers.MODELS)
+    whole = (*PLANS, "torch", *peers.MODELS)
     found = [
         row(f"{name} {IMAGE}×{IMAGE}, {batch}", "forward", batch, engine, threads)
-        for name in (*FORWARD, *(FULL if full else ()))
+        for name in (*FORWARD, *((*PLANNED, *FULL) if full else ()))
         for batch in ((1, 8) if full else (1,))
         for threads in LANES
-        for engine in engines
+        for engine in (*SEARCHED, *whole)
     ]
+    if not full:
+        found += [row(f"{name} {IMAGE}×{IMAGE}, 1", "forward", 1, engine, 1) for name in PLANNED for engine in whole]
     return found + [
         row(f"{name} {STEP_IMAGE}×{STEP_IMAGE}, {STEP_BATCH}", "step", STEP_BATCH, variant, threads)
-        for name in (*STEP, *(FULL[1:] if full else ()))
+        for name in (*STEP, *((*PLANNED[1:], *FULL) if full else ()))
         for threads in (LANES if full else (1,))
-        for variant in (variants.BEST["cpu"], *(("vector",) if full else ()), "torch")
+        for variant in (variants.BEST["cpu"], *(("vector",) if full else ()), *PLANS, "torch", "torch.compile")
     ]
 
 
@@ -74,7 +79,15 @@ def forward_of(row: Row, reference: nn.Module, images: torch.Tensor) -> Callable
 
 def measure_step(benchmark: Any, row: Row, reference: nn.Module, images: torch.Tensor) -> None:
     """Time forward, loss, backward and a step of SGD; the weights stay, so that the last check holds."""
-    model = reference if row.variant == "torch" else convert(reference, row.variant)
+    reference = copy.deepcopy(reference).train()
+    for module in reference.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # None makes torch.compile break the graph
+    model: Any = reference
+    if row.variant in BACKENDS:
+        model = torch.compile(copy.deepcopy(reference), backend=BACKENDS[row.variant], dynamic=False)
+    elif row.variant != "torch":
+        model = convert(copy.deepcopy(reference), row.variant)
     labels = torch.arange(len(images))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 

@@ -36,7 +36,7 @@ def rows(full: bool) -> list[Row]:
             threads=threads, batch=64, flops=64 * (3 * FORWARD_FLOPS - 2 * 20 * 24 * 24 * 25),
         )  # fmt: skip
         found += over_variants(row)
-        found += [replace(row, variant=name) for name in peers.STEP]
+        found += [replace(row, variant=name) for name in (*PLANS, *peers.STEP)]
     return twice(found)
 
 
@@ -78,7 +78,9 @@ def forward_of(row: Row, reference: SimpleConvNet, images: torch.Tensor) -> Call
 
 def measure_step(benchmark: Any, row: Row, model: SimpleConvNet, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Time forward, loss, backward and the step of torch.optim.SGD with momentum, which is everybody's here."""
-    if row.variant in peers.STEP:
+    if row.variant == PLAN:
+        step = peers.torch_compile_step(model, images, labels, "jitconv")
+    elif row.variant in peers.STEP:
         step = peers.STEP[row.variant](model, images, labels)
     else:
         for layer in model.children():
