@@ -19,6 +19,7 @@ from rich.table import Table
 
 from jitconv import machine
 from jitconv.variants.compiling import njit
+from jitconv.variants.rows import Conv
 from jitconv.variants.tiled import conv2d, fused, linear
 from jitconv.variants.workers import ALONE
 
@@ -102,15 +103,15 @@ def kernels() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     def some(*shape: int) -> Any:
         return np.ones(shape, np.float32)
 
-    once, none, windows = (1, 1), (0, 0), ((2, 2), (2, 2), (0, 0), (1, 1))
+    once, none = (1, 1), (0, 0)
     image, filters, z = some(1, 1, 8, 8), some(20, 1, 5, 5), some(1, 20, 4, 4)
     indices = np.zeros((1, 20, 2, 2), np.int64)
     yield "linear", linear.linear, (False, some(32, 64), some(40, 64), some(40), some(32, 40))
     yield "linear gradients", linear.linear_gradient, (False, some(32, 40), some(40, 64), some(32, 64))
     yield "conv2d", conv2d.conv2d, (False, image, filters, some(20), once, none, once, z)
     yield "conv2d weight gradient", conv2d.conv2d_grad_weight_by_dots, (z, image, once, none, once, filters)
-    pooled = (image, filters, some(20), once, none, once, (4, 4), *windows, some(1, 20, 2, 2), indices)
-    yield "conv2d, max_pool2d", fused.short_conv2d_max_pool2d, pooled
+    pooled = (Conv(once, none, once), 4, image, filters, some(20), some(1, 20, 2, 2), indices)
+    yield "conv2d, max_pool2d", fused.conv2d_max_pool2d, pooled
 
 
 def write(file: Path) -> None:

@@ -21,6 +21,8 @@ LANES, TERMS, FILTERS = 32, 480, 16  # of a dot product: sums side by side, term
 
 
 class Conv(NamedTuple):
+    """How the taps of a convolution lie: (rows, columns) each."""
+
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]

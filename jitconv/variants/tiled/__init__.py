@@ -2,7 +2,7 @@
 
 table.py says which kernel computes which shape. blocked.py convolves with channels in the lanes: what a call adds up is
 worked out once, in geometry.py, for the loops of direct.py on the register tiles of microkernel.py. conv2d.py,
-phases.py (its gradient for the input) and fused.py convolve with pixels in the lanes, on shifts.py's shifted copies.
+grad_input.py and fused.py (with the pooling after it) convolve with pixels in the lanes, on shifts.py's shifted copies.
 product.py and dots.py are the products under them and linear.py; pooling.py and softmax.py stand alone. workers.py
 shares all of them out to the cores. What is left, relu and the biases' gradients, is bound by memory already:
 `jit-parallel` computes them.

@@ -1,36 +1,39 @@
-"""conv2d and its gradient for the weights as products in which row k of B is the image, shifted to one tap."""
+"""conv2d with pixels in the lanes, and its gradient for the weights, as products: row k of B is what tap k meets."""
 
 import numpy as np
 
+from jitconv.variants.rows import Conv
 from jitconv.variants.simd import MR
 from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
     FEW_ROWS,
     NONE,
     ONE,
-    Factor,
-    Operand,
-    Places,
-    Target,
+    AMatrix,
+    BMatrix,
+    CMatrix,
+    Columns,
+    a_matrix,
     clear,
     copy,
-    factor,
     finite,
     inner,
     product,
-    rows_from,
+    rows_of,
     steps,
     workspace,
 )
 from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.tiled.shifts import (
     AT_ONCE,
-    Geometry,
-    Planes,
-    blocking,
+    band_at,
+    bands_of,
+    count_of,
     plane_size,
+    planes_of,
     shares,
     shift_images,
+    tap_offsets,
     total_size,
 )
 from jitconv.variants.workers import each_worker
@@ -38,91 +41,60 @@ from jitconv.variants.workers import each_worker
 LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
 
 
-@inner
-def layout(weight, geometry, images, lines, width):
-    """The planes of an input for so many lines of an output of this width."""
-    reach, stride = (weight.shape[2] - 1) * geometry.dilation[0], geometry.stride[0]
-    columns = steps(weight.shape[3], -geometry.padding[1], geometry.dilation[1])
-    return Planes(min(stride, reach + 1), columns, images, lines + reach // stride, width)
-
-
-@inner
-def tap_offsets(weight, geometry, planes):
-    """For each tap (c, i, j) of a kernel: where its row of B begins in the planes."""
-    _, C, K_h, K_w = weight.shape
-    offsets = np.empty(C * K_h * K_w, np.int64)
-    at = 0
-    for c in range(C):
-        for i in range(K_h):
-            line, phase = divmod(i * geometry.dilation[0], geometry.stride[0])
-            for j in range(K_w):
-                plane = (c * planes.phases + phase) * K_w + j
-                offsets[at] = plane * planes.images * plane_size(planes) + line * planes.width
-                at += 1
-    return offsets
-
-
 def conv2d(team, workers, relu, x, weight, bias, stride, padding, dilation, out):
     """z = W · (shifted images) + b, with `relu` max(0, z); False if a weight is not finite: it would meet padding."""
     if not finite(weight):
         return False
-    C_out, geometry = weight.shape[0], Geometry(stride, padding, dilation)
-    kernels = factor(weight.reshape(-1), C_out, weight.size // C_out)
-    each_worker(team, workers, _convolve, (relu, x, weight, kernels, bias, geometry, out))
+    each_worker(team, workers, _convolve, (relu, x, weight, bias, Conv(stride, padding, dilation), out))
     return True
 
 
 @inner
-def _convolve(worker, workers, relu, x, weight, kernels, bias, geometry, out):
+def _convolve(worker, workers, relu, x, weight, bias, conv, out):
     N, C_out, H_out, W_out = out.shape
-    C_group, pixels, flat = weight.shape[1], H_out * W_out, out.reshape(-1)
-    groups = x.shape[1] // C_group
-    F = C_out // groups
+    C, pixels, flat = weight.shape[1], H_out * W_out, out.reshape(-1)
+    groups = x.shape[1] // C
+    F, (s_h, _), (p_h, _) = C_out // groups, conv.stride, conv.padding
     images, filters = shares(worker, workers, N, F, MR)
-    at_once, lines = blocking(images[1] - images[0], H_out, W_out, AT_ONCE)
-    planes = layout(weight, geometry, at_once, lines, W_out)
-    block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
-    direct = at_once == 1 or F <= FEW_ROWS
-    z, work = np.empty(0 if direct else F * at_once * pixels, x.dtype), workspace(x)
-    for g in range(groups):
-        part, start = rows_from(kernels, g * F, F), bias[g * F : (g + 1) * F]
-        for first in range(images[0], images[1], at_once):
-            count = min(at_once, images[1] - first)
-            for top in range(0, H_out, lines):
-                line = top * geometry.stride[0] - geometry.padding[0]
-                shift_images(x, first, count, (g * C_group, (g + 1) * C_group), line, geometry.stride, planes, block)
-                run = min(lines, H_out - top) * W_out
-                b = Operand(block, offsets, Places(run, plane_size(planes)), NONE)
-                target = Target(
-                    flat[(first * C_out + g * F) * pixels + top * W_out :], pixels, Places(run, C_out * pixels)
-                )
-                if not direct:
-                    target = Target(z, count * run, Places(count * run, NONE))
-                product(part, filters, b, (NONE, count * run), target, start, work)
-                if relu:
-                    rectify(target, filters, (NONE, count * run))
-            if not direct:
-                for n in range(count):
-                    for f in range(filters[0], filters[1]):
-                        source, place = (f * count + n) * pixels, ((first + n) * C_out + g * F + f) * pixels
-                        copy(z, source, flat, place, pixels)
+    bands = bands_of(groups, images, H_out, W_out, AT_ONCE)
+    planes = planes_of(weight, conv, bands, W_out)
+    shifted, offsets = np.empty(total_size(C, planes, x), x.dtype), tap_offsets(weight, conv, planes)
+    direct = bands.images == 1 or F <= FEW_ROWS
+    z, work = np.empty(0 if direct else F * bands.images * pixels, x.dtype), workspace(x)
+    a = a_matrix(weight.reshape(-1), C_out, offsets.size)
+    for index in range(count_of(bands)):
+        band = band_at(bands, index)
+        shift_images(x, band, C, band.top * s_h - p_h, conv.stride, planes, shifted)
+        size, first = band.lines * W_out, (band.n * C_out + band.g * F) * pixels + band.top * W_out
+        columns = (NONE, band.images * size)
+        b = BMatrix(shifted, offsets, Columns(size, plane_size(planes)), NONE)
+        c = CMatrix(flat[first:], pixels, Columns(size, C_out * pixels))
+        if not direct:
+            c = CMatrix(z, columns[1], Columns(columns[1], NONE))
+        product(rows_of(a, band.g * F, F), filters, b, columns, c, bias[band.g * F : (band.g + 1) * F], work)
+        if relu:
+            rectify(c, filters, columns)
+        if not direct:
+            for f in range(filters[0], filters[1]):
+                for n in range(band.images):
+                    copy(z, (f * band.images + n) * pixels, flat, first + (n * C_out + f) * pixels, pixels)
 
 
 def conv2d_grad_weight_by_dots(team, workers, grad, x, stride, padding, dilation, out):
     """∂W by dot products; False as the other."""
-    return _add_up(team, workers, None, grad, x, Geometry(stride, padding, dilation), out)
+    return _add_up(team, workers, None, grad, x, Conv(stride, padding, dilation), out)
 
 
 def conv2d_grad_weight(team, workers, grad, x, stride, padding, dilation, out):
     """∂W = Σ_n ∂z · (shifted images)ᵀ; False if the result is not finite: a number met the zeros around an image."""
-    return _add_up(team, workers, ONE, grad, x, Geometry(stride, padding, dilation), out)
+    return _add_up(team, workers, ONE, grad, x, Conv(stride, padding, dilation), out)
 
 
 @inner
-def _add_up(team, workers, strips, grad, x, geometry, out):
+def _add_up(team, workers, packed, grad, x, conv, out):
     flat, others = out.reshape(-1), np.zeros((workers - 1, out.size), out.dtype)
     clear(flat, 0, flat.size)
-    each_worker(team, workers, _correlate, (strips, grad, x, out, geometry, flat, others))
+    each_worker(team, workers, _correlate, (packed, grad, x, out, conv, flat, others))
     for i in range(workers - 1):
         for k in range(flat.size):
             flat[k] += others[i, k]
@@ -130,45 +102,39 @@ def _add_up(team, workers, strips, grad, x, geometry, out):
 
 
 @inner
-def _correlate(worker, workers, strips, grad, x, weight, geometry, flat, others):
-    """The worker's part of ∂W; by dot products if strips is None, which Numba knows as it compiles."""
+def _correlate(worker, workers, packed, grad, x, weight, conv, flat, others):
+    """The worker's sums of ∂W; by dot products if `packed` is None, which Numba knows as it compiles."""
     total = flat if worker == 0 or x.shape[0] < workers else others[worker - 1]
     N, C_out, H_out, W_out = grad.shape
-    C_group, pixels = weight.shape[1], H_out * W_out
-    groups = x.shape[1] // C_group
+    C, pixels, slopes = weight.shape[1], H_out * W_out, grad.reshape(-1)
+    groups, (s_h, _), (p_h, _) = x.shape[1] // C, conv.stride, conv.padding
     F, K = C_out // groups, weight.size // C_out
     images, filters = shares(worker, workers, N, F, MR)
     if filters[0] == filters[1]:
         return
-    at_once, lines = blocking(images[1] - images[0], H_out, W_out, LONG_SUM)
-    planes = layout(weight, geometry, at_once, lines, W_out)
-    block, offsets = np.empty(total_size(C_group, planes, x), x.dtype), tap_offsets(weight, geometry, planes)
-    if strips is not None:
-        nothing, work = np.empty(0, x.dtype), workspace(x)
-    for g in range(groups):
-        result = total[g * F * K :]
-        for first in range(images[0], images[1], at_once):
-            count = min(at_once, images[1] - first)
-            for top in range(0, H_out, lines):
-                line = top * geometry.stride[0] - geometry.padding[0]
-                shift_images(x, first, count, (g * C_group, (g + 1) * C_group), line, geometry.stride, planes, block)
-                runs = Runs(count, min(lines, H_out - top) * W_out, C_out * pixels, plane_size(planes))
-                rows_at = steps(F, (first * C_out + g * F) * pixels + top * W_out, pixels)
-                if strips is not None:
-                    places = _side_by_side(runs)
-                    a = Factor(grad.reshape(-1)[rows_at[0] :], places, pixels, F)
-                    b = Operand(block, offsets, Places(runs.length, plane_size(planes)), ONE)
-                    product(a, filters, b, (NONE, K), Target(result, K, Places(K, NONE)), nothing, work)
-                else:
-                    rows_at = rows_at[filters[0] : filters[1]]
-                    dot_products(grad.reshape(-1), rows_at, block, offsets, runs, result[filters[0] * K :], K)
+    bands = bands_of(groups, images, H_out, W_out, LONG_SUM)
+    planes = planes_of(weight, conv, bands, W_out)
+    shifted, offsets = np.empty(total_size(C, planes, x), x.dtype), tap_offsets(weight, conv, planes)
+    if packed is not None:
+        no_start, work = np.empty(0, x.dtype), workspace(x)
+    for index in range(count_of(bands)):
+        band = band_at(bands, index)
+        shift_images(x, band, C, band.top * s_h - p_h, conv.stride, planes, shifted)
+        first, result = (band.n * C_out + band.g * F) * pixels + band.top * W_out, total[band.g * F * K :]
+        runs = Runs(band.images, band.lines * W_out, C_out * pixels, plane_size(planes))
+        if packed is not None:
+            a = AMatrix(slopes[first:], _terms(runs), pixels, F)
+            b = BMatrix(shifted, offsets, Columns(runs.length, plane_size(planes)), ONE)
+            product(a, filters, b, (NONE, K), CMatrix(result, K, Columns(K, NONE)), no_start, work)
+        else:
+            rows_at = steps(F, first, pixels)[filters[0] : filters[1]]
+            dot_products(slopes, rows_at, shifted, offsets, runs, result[filters[0] * K :], K)
 
 
 @inner
-def _side_by_side(runs):
-    """Where the terms of a sum lie, those of a run after the ones of the run before."""
-    offsets = np.empty(runs.times * runs.length, np.int64)
-    for n in range(runs.times):
-        for i in range(runs.length):
-            offsets[n * runs.length + i] = n * runs.a_step + i
+def _terms(runs):
+    """Where the terms of a sum lie in A, one run after the other."""
+    offsets = steps(runs.times * runs.length, NONE, NONE)
+    for k in range(offsets.size):
+        offsets[k] = k // runs.length * runs.a_step + k % runs.length
     return offsets

@@ -7,15 +7,15 @@ from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
     NONE,
     ONE,
-    Factor,
-    Operand,
-    Places,
-    Target,
+    AMatrix,
+    BMatrix,
+    CMatrix,
+    Columns,
+    a_matrix,
     copy,
-    factor,
     inner,
     product,
-    rows_from,
+    rows_of,
     share,
     steps,
     transpose_matrix,
@@ -24,24 +24,30 @@ from jitconv.variants.tiled.product import (
 from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.workers import each_worker
 
-FEW_OUTPUTS = 32  # up to here, turning the images costs more than sums across registers, if the sums are long:
+FEW_OUTPUTS = 32  # up to here, transposing the images costs more than sums across lanes, if the sums are long:
 TERMS = 8  # for each output
 
 
 @inner
-def rows_of(matrix):
-    """Where each row of a matrix begins in memory."""
+def offsets_of(matrix):
+    """Where each row of a C-contiguous matrix begins."""
     return steps(matrix.shape[0], NONE, matrix.shape[1])
 
 
 @inner
-def operand(matrix, transposed):
-    """A C-contiguous matrix, read by rows or, transposed, by columns."""
-    return Operand(matrix.reshape(-1), rows_of(matrix), Places(matrix.shape[1], matrix.shape[1]), transposed)
+def b_matrix(matrix, transposed):
+    """A C-contiguous matrix, or its transpose."""
+    return BMatrix(matrix.reshape(-1), offsets_of(matrix), Columns(matrix.shape[1], matrix.shape[1]), transposed)
 
 
 @inner
-def part_of(c, worker, workers, row_step, column_step):
+def c_matrix(c):
+    """A C-contiguous matrix, to write to."""
+    return CMatrix(c.reshape(-1), c.shape[1], Columns(c.shape[1], c.shape[1]))
+
+
+@inner
+def share_of(c, worker, workers, row_step, column_step):
     """The worker's rows and columns of C: some of that of which there are more."""
     M, N = c.shape
     if M > N:
@@ -50,16 +56,10 @@ def part_of(c, worker, workers, row_step, column_step):
 
 
 @inner
-def matrix(c):
-    """A C-contiguous matrix, to write to."""
-    return Target(c.reshape(-1), c.shape[1], Places(c.shape[1], c.shape[1]))
-
-
-@inner
 def multiply(worker, workers, a, b, c, start):
     """The worker's rows or columns of C: (M, N) = start + A · B; returns which they are."""
-    rows, columns = part_of(c, worker, workers, MR, NR_VECTORS * lanes(c))
-    product(a, rows, b, columns, matrix(c), start, workspace(c))
+    rows, columns = share_of(c, worker, workers, MR, NR_VECTORS * lanes(c))
+    product(a, rows, b, columns, c_matrix(c), start, workspace(c))
     return rows, columns
 
 
@@ -73,13 +73,13 @@ def few(N, step):
 def by_dots(worker, workers, relu, x, weight, out):
     """z[n, j] += Σ_i w[j, i] · x[n, i] for the worker's images or outputs."""
     O = out.shape[1]
-    rows, columns = part_of(out, worker, workers, DOT_ROWS, DOT_COLUMNS)
+    rows, columns = share_of(out, worker, workers, DOT_ROWS, DOT_COLUMNS)
     if rows[0] < rows[1] and columns[0] < columns[1]:
         runs, c = Runs(1, x.shape[1], 0, 0), out.reshape(-1)[rows[0] * O + columns[0] :]
-        images, weights = rows_of(x)[rows[0] : rows[1]], rows_of(weight)[columns[0] : columns[1]]
+        images, weights = offsets_of(x)[rows[0] : rows[1]], offsets_of(weight)[columns[0] : columns[1]]
         dot_products(x.reshape(-1), images, weight.reshape(-1), weights, runs, c, O)
     if relu:
-        rectify(matrix(out), rows, columns)
+        rectify(c_matrix(out), rows, columns)
 
 
 @inner
@@ -87,19 +87,19 @@ def by_outputs(worker, workers, relu, weights, x, bias, out):
     """zᵀ = W · xᵀ + b for the worker's outputs, and its transpose."""
     N, O = out.shape
     first, last = share(O, worker, workers, MR)
-    z, part = np.empty((last - first, N), out.dtype), rows_from(weights, first, last - first)
-    product(part, (NONE, last - first), operand(x, ONE), (NONE, N), matrix(z), bias[first:last], workspace(z))
+    z, own = np.empty((last - first, N), out.dtype), rows_of(weights, first, last - first)
+    product(own, (NONE, last - first), b_matrix(x, ONE), (NONE, N), c_matrix(z), bias[first:last], workspace(z))
     if relu:
-        rectify(matrix(z), (NONE, last - first), (NONE, N))
+        rectify(c_matrix(z), (NONE, last - first), (NONE, N))
     transpose_matrix(z.reshape(-1), last - first, N, N, out.reshape(-1)[first:], O)
 
 
 @inner
 def by_images(worker, workers, relu, images, weight, out):
     """z[n, j] += Σ_i w[j, i] · x[n, i] for the worker's images or outputs."""
-    rows, columns = multiply(worker, workers, images, operand(weight, ONE), out, np.empty(0, out.dtype))
+    rows, columns = multiply(worker, workers, images, b_matrix(weight, ONE), out, np.empty(0, out.dtype))
     if relu:
-        rectify(matrix(out), rows, columns)
+        rectify(c_matrix(out), rows, columns)
 
 
 @inner
@@ -117,15 +117,15 @@ def linear(team, workers, relu, x, weight, bias, out):
         add_bias(bias, out)
         each_worker(team, workers, by_dots, (relu, x, weight, out))
     elif N <= O:
-        each_worker(team, workers, by_outputs, (relu, factor(weight.reshape(-1), O, I), x, bias, out))
+        each_worker(team, workers, by_outputs, (relu, a_matrix(weight.reshape(-1), O, I), x, bias, out))
     else:
         add_bias(bias, out)
-        each_worker(team, workers, by_images, (relu, factor(x.reshape(-1), N, I), weight, out))
+        each_worker(team, workers, by_images, (relu, a_matrix(x.reshape(-1), N, I), weight, out))
 
 
 def linear_gradient(team, workers, of_weight, grad, other, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i], or with `of_weight` ∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
     (N, O), flat = grad.shape, grad.reshape(-1)
-    grads = Factor(flat, rows_of(grad), ONE, O) if of_weight else factor(flat, N, O)
+    grads = AMatrix(flat, offsets_of(grad), ONE, O) if of_weight else a_matrix(flat, N, O)
     start = np.zeros(out.shape[0], out.dtype)
-    each_worker(team, workers, multiply, (grads, operand(other, NONE), out, start))
+    each_worker(team, workers, multiply, (grads, b_matrix(other, NONE), out, start))

@@ -69,16 +69,20 @@ def max_2x2(typing, x, i, W, first, out, o, indices, p, n):
 
 
 @intrinsic
-def store_largest(typing, tile, firsts, w, W, out, o, ld, indices, p, indices_ld, n):
+def store_largest(typing, tile, firsts, w, W, out, out_at, indices, indices_at, n):
     """out[o + r·ld + v], indices[p + r·indices_ld + v]: the largest of tile[r, 0 … 3], lane by lane, and where.
+
+    out_at: (o, ld); indices_at: (p, indices_ld).
 
     The registers hold the four numbers of windows of 2×2; firsts[w + v] is the index of the first, W a line's width.
     """
 
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
-        total, firsts_value, w_value, W_value, out_value, o_value, ld_value = args[:7]
-        indices_value, p_value, indices_ld_value, n_value = args[7:]
+        total, firsts_value, w_value, W_value, out_value, out_at_value, indices_value, indices_at_value, n_value = args
+        o_value, ld_value, p_value, indices_ld_value = (
+            builder.extract_value(at, k) for at in (out_at_value, indices_at_value) for k in (0, 1)
+        )
         pointer = ir.VectorType(INDEX, tile.lanes).as_pointer()
         first = builder.load(builder.bitcast(emit.at(firsts, firsts_value, w_value), pointer))
         first.align = 8
@@ -91,8 +95,7 @@ def store_largest(typing, tile, firsts, w, W, out, o, ld, indices, p, indices_ld
             _store_indices(emit, index, emit.at(indices, indices_value, p_value, indices_row), n_value)
         return context.get_dummy_value()
 
-    numbers = (types.intp,) * 3
-    return types.void(tile, firsts, types.intp, types.intp, out, types.intp, types.intp, indices, *numbers), code
+    return types.void(tile, firsts, types.intp, types.intp, out, out_at, indices, indices_at, types.intp), code
 
 
 @intrinsic

@@ -1,9 +1,9 @@
-"""The matrix product that every tiled layer stands on: C = A · B, a register tile of C at a time.
+"""The matrix product of linear.py and of convolutions with pixels in the lanes: C = A · B, a register tile at a time.
 
-A: (M, K) is read where it lies, a few rows at a time, one number of each for one row of B.
-B: (K, N) is read where it lies, rows or columns of a matrix or shifted images, and copied in panels as wide as a tile
-(a convolution's columns never exist beyond that). Strips stay in the second-level cache while all of A passes over
-them, and the sums of a few rows of C in the first until a chunk of their terms is added up.
+A: (M, K) is read where it lies, MR numbers of a column of it for one row of B.
+B: (K, N) is a matrix, its transpose, or shifted images (a convolution's im2col matrix never exists whole). It is packed
+in panels of KC × NR, or read where it lies if A has few rows. NC columns of it stay in the second-level cache while all
+of A passes over them, and the partial sums of MR rows of C in the first until KC terms are added up.
 """
 
 from functools import partial
@@ -31,15 +31,14 @@ SHORT_BLOCK, LONG_BLOCK = np.int64(64), np.int64(128)  # terms of a sum that are
 FEW_BLOCKS = 3  # the rounding error, which evens out over more blocks than these
 KC = 512  # terms of a sum, whole blocks, after which C is written
 NC = 256  # columns of C that are finished before the next ones
-HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < MR), MR)  # of a tile
+HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < MR), MR)  # of a register tile
 PAGE, LINE = 4096, 64  # bytes; what lies whole pages apart shares one set of the first-level cache
-FEW_ROWS = 128  # of A, up to which a panel is used too little to be worth its copy
+FEW_ROWS = 128  # of A, up to which a panel of B is used too little to be worth packing
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
+A_LD = KC + LINE // 4  # between packed rows of A
 
-A_PANEL_LD = KC + LINE // 4  # numbers between rows of A that are copied for a tile
 
-
-class Factor(NamedTuple):
+class AMatrix(NamedTuple):
     """A[m, k] = numbers[offsets[k] + m · ld], with M rows."""
 
     numbers: Any
@@ -48,45 +47,45 @@ class Factor(NamedTuple):
     M: int
 
 
-class Places(NamedTuple):
-    """Where the columns of B or C lie in a row: run after run of `width` numbers, `apart` from each other."""
+class Columns(NamedTuple):
+    """How the columns of B or C lie: in blocks of `width`, column j at j // width · ld + j % width."""
 
     width: int
-    apart: int
+    ld: int
 
 
-class Operand(NamedTuple):
-    """B[k, j] = numbers[offsets[k] + the place of j]; if `transposed` is 1, numbers[offsets[j] + the place of k]."""
+class BMatrix(NamedTuple):
+    """B[k, j] = numbers[offsets[k] + column j]; if `transposed` is 1, numbers[offsets[j] + column k]."""
 
     numbers: Any
     offsets: Any
-    places: Places
+    columns: Columns
     transposed: int
 
 
-class Target(NamedTuple):
-    """C[m, j] = numbers[m · ld + the place of j]."""
+class CMatrix(NamedTuple):
+    """C[m, j] = numbers[m · ld + column j]."""
 
     numbers: Any
     ld: int
-    places: Places
+    columns: Columns
 
 
 class PackWorkspace(NamedTuple):
-    """Workspace for a panel of B, and the table of tiles that it is divided into."""
+    """Memory for KC × NC of B: panels of NR columns, each KC × NR."""
 
     panels: Any
-    rows: Any  # where each row of the panels begins
+    rows: Any  # (KC,): where each row of a panel begins
     untransposed: Any  # rows of B before they are transposed
-    tiles: Any
+    tiles: Any  # (tiles, 3): see _divide
 
 
 class TileWorkspace(NamedTuple):
-    """Workspace for the sums of a few rows of C between blocks of their terms, and for the rows of A."""
+    """Memory for the partial sums of MR rows of C, and for as many rows of A."""
 
     partial: Any
-    a_panel: Any  # rows of A that lie whole pages apart, copied
-    a_offsets: Any  # where their numbers lie
+    a_rows: Any
+    a_offsets: Any  # (KC,): where the columns of packed rows of A begin
     ones: Any
 
 
@@ -103,8 +102,8 @@ def workspace(like):
     step, dtype = NR_VECTORS * lanes(like), like.dtype
     untransposed, tiles = np.empty(LONG_BLOCK * step, dtype), np.empty((NC, 3), np.int64)
     packing = PackWorkspace(np.empty(KC * NC, dtype), steps(KC, NONE, step), untransposed, tiles)
-    partial, a_panel = np.empty(MR * step * NC, dtype), np.empty(MR * A_PANEL_LD, dtype)
-    return Workspace(packing, TileWorkspace(partial, a_panel, steps(KC, NONE, ONE), np.ones(step, dtype)))
+    partial, a_rows = np.empty(MR * step * NC, dtype), np.empty(MR * A_LD, dtype)
+    return Workspace(packing, TileWorkspace(partial, a_rows, steps(KC, NONE, ONE), np.ones(step, dtype)))
 
 
 @inner
@@ -124,15 +123,15 @@ def tile_height(rows):
 
 
 @inner
-def factor(numbers, M, K):
+def a_matrix(numbers, M, K):
     """The rows of C-contiguous matrices, (M, K) in all, as they lie."""
-    return Factor(numbers, steps(K, NONE, ONE), K, M)
+    return AMatrix(numbers, steps(K, NONE, ONE), K, M)
 
 
 @inner
-def rows_from(a, m, M):
-    """Rows m … m + M of a factor."""
-    return Factor(a.numbers[m * a.ld :], a.offsets, a.ld, M)
+def rows_of(a, m, M):
+    """Rows m … m + M of A."""
+    return AMatrix(a.numbers[m * a.ld :], a.offsets, a.ld, M)
 
 
 @partial(inner, forceinline=True)
@@ -164,7 +163,7 @@ def steps(count, first, step):
 
 @inner
 def share(total, worker, workers, step):
-    """The worker's part of range(total), begun at a multiple of `step`."""
+    """The worker's share of range(total), which begins at a multiple of `step`: its first number and last + 1."""
     steps = (total + step - 1) // step
     return min(worker * steps // workers * step, total), min((worker + 1) * steps // workers * step, total)
 
@@ -179,8 +178,8 @@ def finite(array):
         total = fma_outer(total, zero, 0, 1, numbers, i, None)
     total = fma_outer(total, zero, 0, 1, numbers, whole, numbers.size - whole)
     store(total, zero, 0, step, None)
-    for left in zero[1:]:
-        zero[0] += left
+    for lane in zero[1:]:
+        zero[0] += lane
     return zero[0] == 0
 
 
@@ -188,21 +187,20 @@ def finite(array):
 def product(a, m_range, b, columns, c, start, work):
     """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range and j of columns.
 
-    If `start` is empty, the sums are added to what C holds. Where A has more rows than FEW_ROWS, C must be one run.
+    If `start` is empty, the sums are added to what C holds. C's columns are one block where A has more than FEW_ROWS.
     """
     if m_range[0] >= m_range[1] or columns[0] >= columns[1]:
         return
-    step = NR_VECTORS * lanes(c.numbers)
-    K, packing = a.offsets.size, work.packing
-    in_place = a.M <= FEW_ROWS and K > 0 and _may_be_read(b, columns[1] - 1, step)
+    nr, K, packing = NR_VECTORS * lanes(c.numbers), a.offsets.size, work.packing
+    in_place = a.M <= FEW_ROWS and K > 0 and _is_readable(b, columns[1] - 1, nr)
     for first in range(columns[0], columns[1], NC):
         stop = min(first + NC, columns[1])
-        count = _divide(b.places, c.places, in_place, first, stop, step, packing.tiles)
+        count = _divide(b.columns, c.columns, in_place, first, stop, nr, packing.tiles)
         for k in range(0, max(K, 1), KC):  # once even for an empty sum, which is 0
             terms = k, min(k + KC, K)
             numbers, rows = b.numbers, b.offsets[terms[0] : terms[1]]
             if not in_place:
-                _pack_panels(b, terms, (first, stop), packing)
+                _pack(b, terms, (first, stop), packing)
                 numbers, rows = packing.panels, packing.rows[: terms[1] - terms[0]]
             m = m_range[0]
             while m < m_range[1]:  # the tiles of one height together
@@ -213,68 +211,72 @@ def product(a, m_range, b, columns, c, start, work):
 
 
 @inner
-def _may_be_read(b, j, step):
-    """Whether a row of B can be read where it lies, even the whole tile in which column j lies."""
-    begin, last = j - j % b.places.width % step, b.offsets[0]
+def _is_readable(b, j, nr):
+    """Whether rows of B can be read where they lie, even the whole tile in which column j lies."""
+    begin, last = j - j % b.columns.width % nr, b.offsets[0]
     for offset in b.offsets:
         last = max(last, offset)
-    return b.transposed == 0 and place_of(begin, b.places) + last + step <= b.numbers.shape[0]
+    return b.transposed == 0 and offset_of(begin, b.columns) + last + nr <= b.numbers.shape[0]
 
 
 @inner
-def _divide(b_places, c_places, in_place, first, stop, step, tiles):
-    """Fill a table of tiles: where each begins in a row of B, or among the panels, and of C, and its width."""
+def _divide(b_columns, c_columns, in_place, first, stop, nr, tiles):
+    """Fill a table of tiles: where each begins in a row of B or in the panels, and in one of C, and its width."""
     count, j = 0, first
     while j < stop:
-        width, at = min(step, stop - j), count * KC * step
+        width, at = min(nr, stop - j), count * KC * nr
         if in_place:
-            width, at = min(width, b_places.width - j % b_places.width), place_of(j, b_places)
-        tiles[count, 0], tiles[count, 1], tiles[count, 2] = at, place_of(j, c_places), width
+            width, at = min(width, b_columns.width - j % b_columns.width), offset_of(j, b_columns)
+        tiles[count, 0], tiles[count, 1], tiles[count, 2] = at, offset_of(j, c_columns), width
         count, j = count + 1, j + width
     return count
 
 
 @inner
-def _pack_panels(b, terms, columns, packing):
-    """Copy the rows of B that `terms` names, in some columns, panel by panel, each row of a panel side by side."""
-    step, panels, untransposed = NR_VECTORS * lanes(packing.panels), packing.panels, packing.untransposed
-    pieces = np.empty((max(NC, LONG_BLOCK), 3), np.int64)
+def _pack(b, terms, columns, packing):
+    """Copy rows `terms` of B, in some columns, panel by panel, the NR numbers of each row side by side."""
+    nr, panels, untransposed = NR_VECTORS * lanes(packing.panels), packing.panels, packing.untransposed
+    runs = np.empty((max(NC, LONG_BLOCK), 3), np.int64)
     if b.transposed == 0:
-        count = _pieces(b.places, columns, step, KC * step, pieces)
-        _gather(b.numbers, b.offsets[terms[0] : terms[1]], pieces[:count], panels, step)
+        count = _runs(b.columns, columns, nr, KC * nr, runs)
+        _copy_runs(b.numbers, b.offsets[terms[0] : terms[1]], runs[:count], panels, nr)
         return
-    for j in range(columns[0], columns[1], step):
-        panel, offsets = panels[(j - columns[0]) * KC :], b.offsets[j : min(j + step, columns[1])]
+    for j in range(columns[0], columns[1], nr):
+        panel, offsets = panels[(j - columns[0]) * KC :], b.offsets[j : min(j + nr, columns[1])]
         for k in range(terms[0], terms[1], LONG_BLOCK):
             depth = min(LONG_BLOCK, terms[1] - k)
-            count = _pieces(b.places, (k, k + depth), LONG_BLOCK, NONE, pieces)
-            _gather(b.numbers, offsets, pieces[:count], untransposed, LONG_BLOCK)
-            transpose_matrix(untransposed, offsets.size, depth, LONG_BLOCK, panel[(k - terms[0]) * step :], step)
+            count = _runs(b.columns, (k, k + depth), LONG_BLOCK, NONE, runs)
+            _copy_runs(b.numbers, offsets, runs[:count], untransposed, LONG_BLOCK)
+            transpose_matrix(untransposed, offsets.size, depth, LONG_BLOCK, panel[(k - terms[0]) * nr :], nr)
 
 
 @inner
-def _pieces(places, columns, step, apart, table):
-    """Fill a table of runs within panels of `step` columns: the place of each, that in the panels, and its length."""
+def _runs(b_columns, columns, width, ld, runs):
+    """Fill a table of columns that lie side by side in B and in a panel of `width`; ld: from one panel to the next.
+
+    Where each run begins in a row of B and in the first row of the panels, and its length.
+    """
     count, j = 0, columns[0]
     while j < columns[1]:
-        panel, col = divmod(j - columns[0], step)
-        run = min(step - col, columns[1] - j, places.width - j % places.width)
-        table[count, 0], table[count, 1], table[count, 2] = place_of(j, places), panel * apart + col, run
-        count, j = count + 1, j + run
+        panel, column = divmod(j - columns[0], width)
+        length = min(width - column, columns[1] - j, b_columns.width - j % b_columns.width)
+        runs[count, 0], runs[count, 1], runs[count, 2] = offset_of(j, b_columns), panel * ld + column, length
+        count, j = count + 1, j + length
     return count
 
 
 @inner
-def place_of(j, places):
-    return j // places.width * places.apart + j % places.width
+def offset_of(j, columns):
+    """Where column j lies in a row."""
+    return j // columns.width * columns.ld + j % columns.width
 
 
 @inner
-def _gather(numbers, offsets, pieces, panels, ld):
-    """panels[r · ld + place in the panels + i] = numbers[offsets[r] + place + i] for the i of every piece."""
+def _copy_runs(numbers, offsets, runs, panels, ld):
+    """panels[r · ld + to + i] = numbers[offsets[r] + from + i] for each r and i < length of every run."""
     for r in range(offsets.shape[0]):
-        for piece in range(pieces.shape[0]):
-            copy(numbers, offsets[r] + pieces[piece, 0], panels, r * ld + pieces[piece, 1], pieces[piece, 2])
+        for run in range(runs.shape[0]):
+            copy(numbers, offsets[r] + runs[run, 0], panels, r * ld + runs[run, 1], runs[run, 2])
 
 
 @inner
@@ -296,31 +298,31 @@ def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, start, sums):
 
 @inner
 def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, start, sums):
-    """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the m of tiles of one height, in some tiles."""
-    (partial, a_panel, a_offsets, ones), block, step = sums, block_of(a.offsets.size), NR_VECTORS * lanes(c.numbers)
-    a_rows, apart, count = a.offsets[terms[0] : terms[1]], False, terms[1] - terms[0]
-    if count > 0 and a.ld * a_panel.itemsize % PAGE == 0:
-        apart = a_rows[count - 1] - a_rows[0] == count - 1
+    """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the rows m_range, `height` at a time, and some tiles."""
+    (partial, packed, packed_offsets, ones), block, nr = sums, block_of(a.offsets.size), NR_VECTORS * lanes(c.numbers)
+    a_offsets, pack, count = a.offsets[terms[0] : terms[1]], False, terms[1] - terms[0]
+    if count > 0 and a.ld * packed.itemsize % PAGE == 0:
+        pack = a_offsets[count - 1] - a_offsets[0] == count - 1
     for m in range(m_range[0], m_range[1], height):
-        numbers, places, row, ld = a.numbers, a_rows, m * a.ld, a.ld
-        if apart:  # the rows of a tile would push each other out of that cache
+        numbers, offsets, row, ld = a.numbers, a_offsets, m * a.ld, a.ld
+        if pack:  # the rows of a tile would evict each other from the first-level cache
             for r in range(height):
-                copy(numbers, a_rows[0] + row + r * ld, a_panel, r * A_PANEL_LD, count)
-            numbers, places, row, ld = a_panel, a_offsets, NONE, A_PANEL_LD
+                copy(numbers, a_offsets[0] + row + r * ld, packed, r * A_LD, count)
+            numbers, offsets, row, ld = packed, packed_offsets, NONE, A_LD
         for k in range(terms[0], max(terms[1], terms[0] + 1), block):
             depth = min(block, terms[1] - k)
-            a_at, b_at = places[k - terms[0] :], b_rows[k - terms[0] :]
-            for s in range(tiles.shape[0]):
-                at, i, width, at_kept = tiles[s, 0], m * c.ld + tiles[s, 1], tiles[s, 2], s * height * step
+            a_at, b_at = offsets[k - terms[0] :], b_rows[k - terms[0] :]
+            for t in range(tiles.shape[0]):
+                at, i, width, partial_at = tiles[t, 0], m * c.ld + tiles[t, 1], tiles[t, 2], t * height * nr
                 tile, last = zeros(c.numbers, height, NR_VECTORS), k + depth == terms[1]
                 if last:
                     prefetch(tile, c.numbers, i, c.ld)
                 for q in range(depth):
                     tile = fma_outer(tile, numbers, a_at[q] + row, ld, b, b_at[q] + at, None)
                 if k > terms[0]:
-                    tile = load_add(tile, partial, at_kept, step)
+                    tile = load_add(tile, partial, partial_at, nr)
                 if not last:
-                    store(tile, partial, at_kept, step, None)
+                    store(tile, partial, partial_at, nr, None)
                 elif terms[0] == 0 and start.size > 0:
                     store(fma_outer(tile, start, m, 1, ones, 0, None), c.numbers, i, c.ld, width)
                 else:

@@ -1,22 +1,69 @@
-"""Shifted copies of images, in which what one tap of a kernel meets is one run of numbers.
+"""Shifted copies of images, in which what one tap of a filter meets is one run of numbers.
 
 What tap (i, j) meets is an image again: its lines begin at line i·d of the input, its columns at column j·d, both a
 stride apart. `shift` copies a channel once for each j, in lines as wide as the output, so that another i is an offset
 by whole lines. Small images lie side by side, large ones are cut into bands.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from jitconv.variants.simd import NR_VECTORS, copy_every_second, lanes
-from jitconv.variants.tiled.product import NONE, clear, copy, inner, share
+from jitconv.variants.tiled.product import NONE, clear, copy, inner, share, steps
 
 AT_ONCE = 1024  # pixels of the output that are computed together, about
 
 
-class Geometry(NamedTuple):
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+class Bands(NamedTuple):
+    """The work of a worker: of each group, bands of lines of the images first … last − 1."""
+
+    groups: int
+    first: int
+    last: int
+    images: int  # together in a band, if one has all lines
+    height: int
+    lines: int  # of a band
+
+
+class Band(NamedTuple):
+    """Lines top, top + 1, … of the output, `lines` of them, of images n, n + 1, …, in the channels of group g."""
+
+    g: int
+    n: int
+    images: int
+    top: int
+    lines: int
+
+
+@inner
+def bands_of(groups, images, height, width, pixels):
+    """Bands of about so many pixels, for images [first, last) and an output of (height, width)."""
+    bands = max(1, height * width // pixels)
+    together = max(1, min(images[1] - images[0], pixels // max(1, height * width)))
+    return Bands(groups, images[0], images[1], together, height, max(1, (height + bands - 1) // bands))
+
+
+@inner
+def count_of(bands):
+    """How many bands there are."""
+    each = (bands.height + bands.lines - 1) // bands.lines
+    return bands.groups * ((bands.last - bands.first + bands.images - 1) // bands.images) * each
+
+
+@inner
+def band_at(bands, index):
+    """Band number `index`."""
+    each, batches = (bands.height + bands.lines - 1) // bands.lines, count_of(bands) // bands.groups
+    n, top = bands.first + index % batches // each * bands.images, index % each * bands.lines
+    return Band(index // batches, n, min(bands.images, bands.last - n), top, min(bands.lines, bands.height - top))
+
+
+@inner
+def shares(worker, workers, N, channels, step):
+    """The images and channels of a worker: some of the images, or if they are few, some of the channels of each."""
+    if workers <= N:
+        return share(N, worker, workers, 1), (NONE, channels)
+    return (NONE, N), share(channels, worker, workers, step)
 
 
 class Planes(NamedTuple):
@@ -30,6 +77,14 @@ class Planes(NamedTuple):
 
 
 @inner
+def planes_of(weight, conv, bands, width):
+    """The planes of the input for a band of an output of this width."""
+    reach, stride = (weight.shape[2] - 1) * conv.dilation[0], conv.stride[0]
+    columns = steps(weight.shape[3], -conv.padding[1], conv.dilation[1])
+    return Planes(min(stride, reach + 1), columns, bands.images, bands.lines + reach // stride, width)
+
+
+@inner
 def plane_size(planes):
     return planes.lines * planes.width
 
@@ -37,9 +92,56 @@ def plane_size(planes):
 @inner
 def total_size(channels, planes, like):
     """The numbers in all planes, and a register tile behind them that may be read."""
-    return channels * planes.phases * planes.columns.size * planes.images * plane_size(planes) + NR_VECTORS * lanes(
-        like
-    )
+    copies = channels * planes.phases * planes.columns.size * planes.images
+    return copies * plane_size(planes) + NR_VECTORS * lanes(like)
+
+
+@inner
+def tap_offsets(weight, conv, planes):
+    """For each tap (c, i, j) of a filter: where in the planes the pixels begin that it meets."""
+    _, C, K_h, K_w = weight.shape
+    offsets = steps(C * K_h * K_w, NONE, NONE)
+    for tap in range(offsets.size):
+        line, phase = divmod(tap // K_w % K_h * conv.dilation[0], conv.stride[0])
+        plane = (tap // (K_h * K_w) * planes.phases + phase) * K_w + tap % K_w
+        offsets[tap] = plane * planes.images * plane_size(planes) + line * planes.width
+    return offsets
+
+
+@inner
+def shift_images(x, band, C, line, step, planes, out):
+    """Copy the C channels of a band's group and images to the planes; their lines begin at `line` of the input."""
+    for n in range(band.images):
+        shift(x[band.n + n, band.g * C : (band.g + 1) * C], line, step, planes, out, n)
+
+
+@inner
+def shift(image, line, step, planes, out, index):
+    """Copy an image, (C, H, W), to the planes of number `index`, zeros around it.
+
+    Line m, column q of plane (c, a, t) is image[c, line + a + m·step[0], columns[t] + q·step[1]].
+    """
+    (C, H, W), width, size = image.shape, planes.width, plane_size(planes)
+    pixels, dense = image.reshape(-1), step == (1, 1) and width == W  # then lines follow each other in both
+    target = index * size
+    for channel in range(C * planes.phases):
+        c, a = channel // planes.phases, channel % planes.phases
+        top, bottom = inside(line + a, step[0], H, planes.lines)
+        for column in planes.columns:
+            source = (c * H + line + a) * W + column
+            left, right = inside(column, step[1], W, width)
+            clear(out, target, target + top * width)
+            clear(out, target + bottom * width, target + size)
+            if dense and top < bottom:
+                length = (bottom - top - 1) * width + right - left
+                copy(pixels, source + top * width + left, out, target + top * width + left, length)
+            for m in range(top, bottom):
+                at = target + m * width
+                clear(out, at, at + left)
+                clear(out, at + right, at + width)
+                if not dense:
+                    _copy_line(pixels, source + m * step[0] * W, step[1], out, at, left, right)
+            target += planes.images * size
 
 
 @inner
@@ -49,59 +151,14 @@ def inside(first, step, size, count):
     return start, max(start, min(count, (size - 1 - first) // step + 1))
 
 
-@inner
-def shift(image, first, step, planes, out, index):
-    """Copy an image, (C, H, W), to the planes of number `index`, zeros around it.
-
-    Line m, column q of plane (c, a, t) is image[c, first + a + m·step[0], columns[t] + q·step[1]].
-    """
-    C, H, W = image.shape
-    pixels, width, size = image.reshape(-1), planes.width, plane_size(planes)
-    at, in_one = index * size, step == (1, 1) and width == W  # then lines that follow each other do so in both
-    for c in range(C):
-        for a in range(planes.phases):
-            top, bottom = inside(first + a, step[0], H, planes.lines)
-            for t in range(planes.columns.size):
-                left, right = inside(planes.columns[t], step[1], W, width)
-                clear(out, at, at + top * width)
-                clear(out, at + bottom * width, at + size)
-                if in_one and top < bottom:
-                    source = (c * H + first + a + top) * W + planes.columns[t] + left
-                    copy(pixels, source, out, at + top * width + left, (bottom - top - 1) * width + right - left)
-                for m in range(top, bottom):
-                    line, source = at + m * width, (c * H + first + a + m * step[0]) * W + planes.columns[t]
-                    clear(out, line, line + left)
-                    clear(out, line + right, line + width)
-                    if in_one:
-                        continue
-                    if step[1] == 1:
-                        copy(pixels, source + left, out, line + left, right - left)
-                    elif step[1] == 2:
-                        for q in range(left, right, lanes(out)):
-                            copy_every_second(pixels, source + 2 * q, out, line + q, right - q)
-                    else:
-                        for q in range(left, right):
-                            out[line + q] = pixels[source + q * step[1]]
-                at += planes.images * size
-
-
-@inner
-def shift_images(images, first, count, channels, line, step, planes, out):
-    """Copy some channels of images first, first + 1, … to the planes, side by side; their lines begin at `line`."""
-    for n in range(count):
-        shift(images[first + n, channels[0] : channels[1]], line, step, planes, out, n)
-
-
-@inner
-def blocking(N, lines, width, pixels):
-    """How many images, and how many lines of each, have about so many pixels together."""
-    bands = max(1, lines * width // pixels)
-    return max(1, min(N, pixels // max(1, lines * width))), max(1, (lines + bands - 1) // bands)
-
-
-@inner
-def shares(worker, workers, N, channels, step):
-    """The images and channels of a worker: some of the images, or if they are few, some of the channels of each."""
-    if workers <= N:
-        return share(N, worker, workers, 1), (NONE, channels)
-    return (NONE, N), share(channels, worker, workers, step)
+@partial(inner, forceinline=True)
+def _copy_line(pixels, source, step, out, target, left, right):
+    """out[target + q] = pixels[source + q · step] for left ≤ q < right"""
+    if step == 1:
+        copy(pixels, source + left, out, target + left, right - left)
+    elif step == 2:
+        for q in range(left, right, lanes(out)):
+            copy_every_second(pixels, source + 2 * q, out, target + q, right - q)
+    else:
+        for q in range(left, right):
+            out[target + q] = pixels[source + q * step]

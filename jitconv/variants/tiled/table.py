@@ -4,7 +4,7 @@
 |---|---|---|---|
 | many output channels of the product | blocked.py: channels in the lanes | the same, filters turned about | |
 | 1×1, few input channels | conv2d.py: each number is used too few times to be transposed | | |
-| few | conv2d.py: pixels in the lanes, shifted copies of the image | phases.py | conv2d.py |
+| few | conv2d.py: pixels in the lanes, shifted copies of the image | the same, in grad_input.py | conv2d.py |
 
 "Many" fill most lanes of the registers. The channels that a product puts into the lanes are the filters, and for the
 gradient for the input the image's channels.
@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from jitconv.variants import get
+from jitconv.variants.rows import Conv
 from jitconv.variants.simd import lanes_of
-from jitconv.variants.tiled import blocked, conv2d, fused, phases, pooling
+from jitconv.variants.tiled import blocked, conv2d, fused, pooling
 from jitconv.variants.tiled.blocked import Convolution, Epilogue
+from jitconv.variants.tiled.grad_input import GradInput
 from jitconv.variants.tiled.grad_weight import GradWeight
 from jitconv.variants.tiled.kernel import Choice, Tiled
 from jitconv.variants.tiled.product import SHORT_BLOCK
@@ -28,6 +30,7 @@ from jitconv.variants.tiled.product import SHORT_BLOCK
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
 FULL = 0.7  # of the lanes, from which on channels belong into them
 FEW_TERMS = 128  # of a 1×1 filter, up to which pixels stay in the lanes
+POOLED_TERMS = 2 * SHORT_BLOCK  # of a sum whose result is pooled in registers: of longer ones that saves nothing
 LONGEST = 9216  # terms of a sum that blocked.py adds up within the bound; products have one level of blocks more
 
 plain = get("jit-parallel").ops
@@ -76,7 +79,7 @@ def choose_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
     if fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, math.prod(weight_shape[2:]), dtype):
         kernel = blocked.bind_grad_input(grad_shape, weight_shape, dtype, constants, x_shape)
         return Blocked(kernel, x_shape[1])
-    return PHASES
+    return GradInput(grad_shape, weight_shape, x_shape, constants, SHIFTED[False])
 
 
 def _and_relu(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -93,7 +96,6 @@ SHIFTED = {
     False: Tiled(conv2d.conv2d, plain["conv2d"], False),
     True: Tiled(conv2d.conv2d, _and_relu(plain["conv2d"]), True),
 }
-PHASES = Tiled(phases.conv2d_grad_input, plain["conv2d_grad_input"])
 DOTS = Tiled(conv2d.conv2d_grad_weight_by_dots, plain["conv2d_grad_weight"])
 PANELS = Tiled(conv2d.conv2d_grad_weight, plain["conv2d_grad_weight"])
 
@@ -131,11 +133,25 @@ def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Callable[..., Any]:
     stride, padding, dilation, conv_size, *pooling = constants
     groups = x[0][1] // weight[0][1]
     blocks = fills_lanes(weight[0][0] // groups, weight[0][1], groups, math.prod(weight[0][2:]), x[1])
-    if not blocks and whole_windows(conv_size, out[0][2:], pooling):
-        return SHORT_POOLED if 0 < math.prod(weight[0][1:]) <= SHORT_BLOCK else POOLED
+    few = 0 < math.prod(weight[0][1:]) <= POOLED_TERMS
+    if few and not blocks and whole_windows(conv_size, out[0][2:], pooling):
+        return POOLED
     z = (x[0][0], weight[0][0], *conv_size), x[1]
     convolution = choose_conv2d(False, (x, weight, bias, z), (stride, padding, dilation))
     return TwoOps(convolution, choose_max_pool2d((z, out, indices), tuple(pooling)), z)
+
+
+class Pooled(Tiled):
+    """The kernel of fused.py, called with the arguments of conv2d_max_pool2d."""
+
+    def run(self, start: int, workers: int, *args: Any) -> None:
+        ((_, own),) = self.calls(*args)
+        if not self.function(start, workers, *own):
+            _two_ops_of_plain_loops(*args)
+
+    def calls(self, *args: Any) -> list[tuple[Tiled, tuple[Any, ...]]]:
+        x, weight, bias, stride, padding, dilation, (_, W), *_, out, indices = args
+        return [(self, (Conv(stride, padding, dilation), W, x, weight, bias, out, indices))]
 
 
 class TwoOps:
@@ -168,10 +184,7 @@ def _two_ops_of_plain_loops(x: Any, weight: Any, bias: Any, *args: Any) -> None:
 
 WINDOWS = Tiled(pooling.max_pool2d, None, recordable=True)
 SPREAD = {True: Tiled(pooling.spread_whole_windows, None), False: Tiled(pooling.spread_windows, None)}
-SHORT_POOLED, POOLED = (
-    Tiled(driver, _two_ops_of_plain_loops, recordable=True)
-    for driver in (fused.short_conv2d_max_pool2d, fused.conv2d_max_pool2d)
-)
+POOLED = Pooled(fused.conv2d_max_pool2d, None, recordable=True)
 
 CONVOLUTIONS = {
     "conv2d": Choice(partial(choose_conv2d, False)),

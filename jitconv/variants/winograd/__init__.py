@@ -17,7 +17,7 @@ from jitconv.variants.threads import Kernel
 from jitconv.variants.tiled.kernel import Choice
 from jitconv.variants.tiled.table import TwoOps, choose_max_pool2d
 from jitconv.variants.winograd import bounds, kernels
-from jitconv.variants.winograd.kernels import SKEW, TAPS, Arrays, Conv, Filters, aligned
+from jitconv.variants.winograd.kernels import SKEW, TAPS, Arrays, Filters, Launch, aligned
 from jitconv.variants.winograd.table import Geometry, Pair, Shape, blocking, blocks, geometry_of, method
 from jitconv.variants.winograd.transforms import POINTS
 
@@ -67,7 +67,7 @@ class Bound:
         self.packs = {1: self.pack}
         low, high = dtype.type(0 if op in RECTIFIED else -np.inf), dtype.type(np.inf)
         top, left = (padding[0] - 2, padding[1] - 2) if self.transposed else (-padding[0], -padding[1])
-        self.conv = Conv(POINTS[m], blocks(geometry, m, dtype), *blocking(geometry, m, dtype), top, left, low, high)
+        self.launch = Launch(POINTS[m], blocks(geometry, m, dtype), *blocking(geometry, m, dtype), top, left, low, high)
         self.no_bias = np.zeros(geometry.K * geometry.groups, dtype)
 
     def __call__(self, x: np.ndarray, weight: np.ndarray, *args: Any) -> None:
@@ -78,7 +78,7 @@ class Bound:
             self.plain(x, numbers.reshape(self.weight), *args)
             return
         filters = self.pack.filters(numbers, self.weight)
-        _convolve(self.conv, filters, Arrays(x, packed, bias[0] if bias else self.no_bias, out))
+        _convolve(self.launch, filters, Arrays(x, packed, bias[0] if bias else self.no_bias, out))
 
 
 def choose(op: str, arrays: Any, constants: Any) -> Any:

@@ -41,7 +41,7 @@ class Filters(NamedTuple):
     C: int
 
 
-class Conv(NamedTuple):
+class Launch(NamedTuple):
     """z = max(low, min(high, filters ∗ x + bias)), stride 1, by F(m×m, 3×3); z[…, 0, 0] begins at x[…, top, left].
 
     points: those of the transform, m / 2 of them; blocks: (count, 6), the fields of each Block; images, rows, columns:
@@ -150,32 +150,32 @@ def transpose_taps(numbers, i, ld, taps, count):
         transpose(numbers, i + t, ld, taps, t * step, step, count, min(step, TAPS - t))
 
 
-def conv2d(start, workers, conv, filters, arrays):
+def conv2d(start, workers, launch, filters, arrays):
     """Fill arrays.out."""
-    each_worker(start, workers, _convolve, (conv, filters, arrays))
+    each_worker(start, workers, _convolve, (launch, filters, arrays))
 
 
 @inner
-def _convolve(worker, workers, conv, filters, arrays):
-    size, width = (2 * len(conv.points) + 2) ** 2, NR_VECTORS * lanes(arrays.x)
+def _convolve(worker, workers, launch, filters, arrays):
+    size, width = (2 * len(launch.points) + 2) ** 2, NR_VECTORS * lanes(arrays.x)
     groups, panels = arrays.x.shape[1] // filters.C, (filters.K + width - 1) // width
-    blocks, mine = shares(worker, workers, len(conv.blocks), panels)
+    blocks, mine = shares(worker, workers, len(launch.blocks), panels)
     if blocks[0] >= blocks[1] or mine[0] >= mine[1]:
         return
-    work, bias = workspace(conv, filters.C, arrays.x), padded(arrays.bias, groups, filters.K, panels * width)
+    work, bias = workspace(launch, filters.C, arrays.x), padded(arrays.bias, groups, filters.K, panels * width)
     for item in range(groups * (blocks[1] - blocks[0])):
         g, index = item // (blocks[1] - blocks[0]), blocks[0] + item % (blocks[1] - blocks[0])
-        line = conv.blocks[index]
+        line = launch.blocks[index]
         block = Block(line[0], line[1], line[2], line[3], line[4], line[5])
-        _transform_pixels(conv, arrays.x, g * filters.C, filters.C, block, work)
+        _transform_pixels(launch, arrays.x, g * filters.C, filters.C, block, work)
         for panel in range(mine[0], mine[1]):
             for p in range(size):
                 u_at = ((g * panels + panel) * size + p) * matrix_size(filters.C, arrays.x)
                 _products(work, p, filters.C, arrays.u, u_at, block.images * block.rows * block.columns)
             for k in range(panel * width, min((panel + 1) * width, filters.K), lanes(arrays.x)):
-                overflow = _transform_sums(conv, g, k, filters.K, bias, block, work, arrays.out)
+                overflow = _transform_sums(launch, g, k, filters.K, bias, block, work, arrays.out)
                 if overflow:
-                    _repair(conv, arrays.x, filters, g, k, bias, block, work.overflow, arrays.out)
+                    _repair(launch, arrays.x, filters, g, k, bias, block, work.overflow, arrays.out)
 
 
 @inner
@@ -188,12 +188,12 @@ def shares(worker, workers, blocks, panels):
 
 
 @inner
-def workspace(conv, C, like):
-    m, step = 2 * len(conv.points), lanes(like)
-    size, tiles = (m + 2) * (m + 2), conv.images * conv.rows * conv.columns
+def workspace(launch, C, like):
+    m, step = 2 * len(launch.points), lanes(like)
+    size, tiles = (m + 2) * (m + 2), launch.images * launch.rows * launch.columns
     v_ld, sums_ld = (C + step - 1) // step * step * tiles + SKEW, tiles * NR_VECTORS * step + SKEW
-    pixels = _aligned((conv.rows * m + 2) * (conv.columns * m + 2) * step, like)
-    outputs = _aligned(conv.rows * m * conv.columns * m * step, like)
+    pixels = _aligned((launch.rows * m + 2) * (launch.columns * m + 2) * step, like)
+    outputs = _aligned(launch.rows * m * launch.columns * m * step, like)
     v, sums, overflow = _aligned(size * v_ld, like), _aligned(size * sums_ld, like), np.zeros(tiles, np.uint8)
     return Workspace(pixels, v, sums, outputs, overflow, v_ld, sums_ld)
 
@@ -208,23 +208,24 @@ def padded(bias, groups, K, ld):
 
 
 @inner
-def _transform_pixels(conv, x, first, C, block, work):
+def _transform_pixels(launch, x, first, C, block, work):
     """Fill work.v for the tiles of a block and the C channels from `first` on, a register of channels at a time."""
-    m, step, capacity = 2 * len(conv.points), lanes(x), conv.images * conv.rows * conv.columns
+    m, step, capacity = 2 * len(launch.points), lanes(x), launch.images * launch.rows * launch.columns
     rows, columns, tiles = block.rows * m + 2, block.columns * m + 2, block.rows * block.columns
-    pixels, v, v_ld, top, left = work.pixels, work.v, work.v_ld, block.row * m + conv.top, block.column * m + conv.left
+    pixels, v, v_ld = work.pixels, work.v, work.v_ld
+    corner = block.row * m + launch.top, block.column * m + launch.left
     clear(pixels, 0, rows * columns * step)
     for item in range((C + step - 1) // step * block.images):
         vector, n = item // block.images, item % block.images
         channels = min(step, C - vector * step)
         if n == 0 and channels < step:
             clear(pixels, 0, rows * columns * step)
-        _load_pixels(x, (block.n + n, first + vector * step), channels, (top, left), (rows, columns), pixels)
+        _load_pixels(x, (block.n + n, first + vector * step), channels, corner, (rows, columns), pixels)
         for tile in range(tiles):
             row, column = tile // block.columns * m, tile % block.columns * m
             source = Square((row * columns + column) * step, columns * step, step)
             target = Square((vector * capacity + n * tiles + tile) * step, (m + 2) * v_ld, v_ld)
-            input_tile(conv.points, pixels, source, v, target)
+            input_tile(launch.points, pixels, source, v, target)
 
 
 @inner
@@ -269,15 +270,15 @@ def _register_tile(height, v, a, vectors, u, j, sums, at, more):
 
 
 @inner
-def _transform_sums(conv, g, k, K, bias, block, work, out):
+def _transform_sums(launch, g, k, K, bias, block, work, out):
     """Write a block's outputs of a register of channels of group g, from k on; whether any is not finite."""
-    m, step, tiles = 2 * len(conv.points), lanes(bias), block.rows * block.columns
+    m, step, tiles = 2 * len(launch.points), lanes(bias), block.rows * block.columns
     (_, C, H, W), (top, left), ld = out.shape, (block.row * m, block.column * m), block.columns * m
     sums, outputs, flags, sums_ld, results = work.sums, work.outputs, work.overflow, work.sums_ld, out.reshape(-1)
     bias_at, channels, limits, overflow = (
         g * (bias.size // (C // K)) + k,
         min(step, K - k),
-        (conv.low, conv.high),
+        (launch.low, launch.high),
         False,
     )
     for n in range(block.images):
@@ -286,7 +287,7 @@ def _transform_sums(conv, g, k, K, bias, block, work, out):
             at = k % (NR_VECTORS * step) + (n * tiles + tile) * NR_VECTORS * step
             source = Square(at, (m + 2) * sums_ld, sums_ld)
             target = Square((row * ld + column) * m * step, ld * step, step)
-            is_finite = output_tile(conv.points, sums, source, outputs, target, bias, bias_at, limits)
+            is_finite = output_tile(launch.points, sums, source, outputs, target, bias, bias_at, limits)
             flags[n * tiles + tile] = not is_finite
             overflow |= not is_finite
         first = (((block.n + n) * C + g * K + k) * H + top) * W + left
@@ -309,9 +310,9 @@ def _store_outputs(outputs, ld, height, width, out, first, channels, lds):
 
 
 @inner
-def _repair(conv, x, filters, g, k, bias, block, overflow, out):
+def _repair(launch, x, filters, g, k, bias, block, overflow, out):
     """Compute the tiles whose numbers were not finite by the equation, for a register of channels from k on."""
-    m, tiles, channels = 2 * len(conv.points), block.rows * block.columns, min(lanes(x), filters.K - k)
+    m, tiles, channels = 2 * len(launch.points), block.rows * block.columns, min(lanes(x), filters.K - k)
     bias_at = g * (bias.size // (out.shape[1] // filters.K)) + k
     for tile in range(block.images * tiles):
         if overflow[tile]:
@@ -320,9 +321,9 @@ def _repair(conv, x, filters, g, k, bias, block, overflow, out):
             for item in range(channels * m * m):
                 c, i, j = item // (m * m), row + item // m % m, column + item % m
                 if i < out.shape[2] and j < out.shape[3]:
-                    z = _convolve_at(x, n, g, filters, k + c, i + conv.top, j + conv.left) + bias[bias_at + c]
-                    z = conv.low if z < conv.low else z
-                    out[n, g * filters.K + k + c, i, j] = conv.high if z > conv.high else z
+                    z = _convolve_at(x, n, g, filters, k + c, i + launch.top, j + launch.left) + bias[bias_at + c]
+                    z = launch.low if z < launch.low else z
+                    out[n, g * filters.K + k + c, i, j] = launch.high if z > launch.high else z
 
 
 @inner
