@@ -12,9 +12,9 @@ import torch
 
 Pair = tuple[int, int]
 
-HALVES = frozenset({torch.float16, torch.bfloat16})  # of tensors, computed in float32
-FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64), torch.float32, torch.float64}) | HALVES
-INTEGERS = frozenset({np.dtype(np.int64), np.dtype(np.uint8), torch.int64, torch.uint8})
+HALVES = (torch.float16, torch.bfloat16)  # of tensors, computed in float32
+FLOATS = (torch.float32, torch.float64, *HALVES, np.dtype(np.float32), np.dtype(np.float64))
+INTEGERS = (torch.int64, torch.uint8, np.dtype(np.int64), np.dtype(np.uint8))
 REDUCTIONS = ("none", "mean", "sum")
 
 
