@@ -153,8 +153,8 @@ def _left_because(module: nn.Module) -> str | None:
     if _replaced(module):
         return "its forward was replaced"
     dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
-    if not dtypes <= FLOATS:
-        return f"its weight is {next(iter(dtypes - FLOATS))}"
+    if not dtypes <= set(FLOATS):
+        return f"its weight is {next(iter(dtypes - set(FLOATS)))}"
     return None
 
 
