@@ -27,7 +27,7 @@ from jitconv import machine
 
 ROOT = Path(__file__).parent.parent
 PASSES = {"quick": 2, "full": 5}
-MINUTES = {"quick": 11.0, "full": None}  # of measuring, after which further passes end
+MINUTES = {"quick": 9.0, "full": None}  # of measuring, after which further passes end; with peers, none do
 TRAININGS = {  # by name, the options of `jitconv train`
     "torch": "--variant torch",
     "jit-tiled": "--variant jit-tiled",
@@ -238,7 +238,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("--suite", choices=tuple(PASSES), default="quick")
     parser.add_argument("--passes", type=int, help="fresh processes for each engine and lane (quick: 2, full: 5)")
-    parser.add_argument("--minutes", type=float, help="of measuring, after which passes but the first end (quick: 11)")
+    parser.add_argument(
+        "--minutes", type=float, help="of measuring, after which passes but the first end (quick without peers: 9)"
+    )
     parser.add_argument("--peers", action="store_true", help="measure ONNX Runtime, OpenVINO and JAX too")
     parser.add_argument("--results", type=Path, default=Path("runs/results"))
     parser.add_argument("--page", type=Path, default=Path("report/index.html"))
@@ -249,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.suite, options.passes or PASSES[options.suite], options.peers, options.folder.resolve(), options.only
     )
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background is born deaf to it
-    minutes = options.minutes or MINUTES[options.suite]
+    minutes = options.minutes or (None if options.peers else MINUTES[options.suite])
     _begin(study)
     display = Display(sum(step.work for step in study.steps() if not step.done()))
     try:
