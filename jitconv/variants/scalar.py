@@ -1,9 +1,11 @@
-"""The equations: every layer, forward and backward, as plain scalar loops. Nothing else in jitconv repeats them.
+"""The equations: every layer, forward and backward, as plain scalar loops. rows.py alone writes some of them otherwise.
 
-A function named `…_at` is the body: it computes one output element, and reads like its equation. A function
-without the suffix is the driver: it visits every output element and writes it once (gather, never scatter),
-so the outermost loop may run in any order (`prange`). `interpreted` runs this file as it stands, `jit` and
-`jit-parallel` compile it, `cuda` gives each body a GPU thread. Shapes, in torch's letters:
+A function named `…_at` is the body: it computes one output element, in the softmax family those of one sample, and
+reads like its equation. A function without the suffix is the driver: it visits the output, each element of which has
+one writer (gather, never scatter), so its outermost loop may run in any order (`prange`). The drivers of linear's
+gradients add up a row at a time, as a CPU reads memory best. `interpreted` runs this file as it stands, `jit` and
+`jit-parallel` compile it, `jit-static` too where rows.py has no loops of its own, and `cuda` gives each body a GPU
+thread. Shapes, in torch's letters:
 
     x: (N, C_in, H, W)    weight: (C_out, C_in/groups, K_h, K_w)    out: (N, C_out, H_out, W_out)
 
@@ -33,9 +35,10 @@ def multiply_add(a, b, c):
 
 # ---------------------------------------------------------------------------------------------------------
 # conv2d
-#   interpreted   seven nested loops, about 0.1 µs a multiply-add: the study's starting point
-#   jit           the same loops as machine code: about 100 times faster, bound by one chain of additions
-#   jit-parallel  images × filters shared out to the cores: as many times faster again
+#   interpreted   seven nested loops, outputs outside and the sum inside: the study's starting point
+#   jit           the same loops as machine code, bound by one chain of additions
+#   jit-parallel  images × filters shared out to the cores
+#   jit-static    a row of outputs inside and the taps outside (rows.py), in registers as all sizes are constants
 #   jit-tiled     a tile of outputs in vector registers: each loaded value is used many times
 #   vector        windows copied out as columns, then one matrix product
 #   cuda          one GPU thread an output element; cuda-tiled shares loads through shared memory
