@@ -29,6 +29,13 @@ def test_coverage(count: int, between: float) -> None:
     assert 0.90 <= np.mean(held) <= 0.98
 
 
+def test_disturbed_rows_do_not_widen_the_others() -> None:
+    chance = np.random.default_rng(1)
+    rows = [passes(chance, 1.0, 2, 0.02, 0.005) for _ in range(ROWS)]
+    disturbed = [[[1.0] * 5, [factor] * 5] for factor in (3.0, 20.0, 1200.0)]
+    assert between_passes(rows + disturbed) ** 0.5 == pytest.approx(0.02, rel=0.25)
+
+
 def test_rounds_alone_would_be_too_sure() -> None:
     """What the passes are for: intervals of the rounds of one process leave out the truth far too often."""
     chance = np.random.default_rng(0)

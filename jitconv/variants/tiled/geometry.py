@@ -6,7 +6,7 @@ import numpy as np
 
 from jitconv.variants.tiled.direct import Tables
 
-NEARLY = 0.85  # of a tile's pixels: with so many, the others are computed too, and not stored
+MOST = 0.4  # of a tile's pixels: with so many, the others are computed too, and not stored: a branch costs more
 
 
 class Axis(NamedTuple):
@@ -73,11 +73,13 @@ def tables(rows: Axis, columns: Axis, pixels: int, layout: Layout, blocks: Any, 
     # Where the taps of each kind begin, and how many are in a row of the filter, twice for each tile: those of
     # its own pixels, and those that may read on into the next line, for pixels that are not stored.
     starts: list[list[tuple[int, int]]] = []
+    reaches = []  # of each tile, the last column that a pixel which is not stored reads
     for t in range(across):
         count = min(width, columns.length - t * width)
         ranges = met(columns, t * width, count)
         wider = [(first, pixels if last == count else last) for first, last in ranges]
-        for exact in (ranges, wider if NEARLY * pixels <= count else ranges):
+        reaches.append((t * width + pixels - 1) * columns.step + max(columns.offsets, default=0))
+        for exact in (ranges, wider if MOST * pixels <= count else ranges):
             starts.append([])
             for kind in _kinds(exact, pixels, layout.merged):
                 starts[-1].append((len(taps), len(kind)))
@@ -86,11 +88,12 @@ def tables(rows: Axis, columns: Axis, pixels: int, layout: Layout, blocks: Any, 
     for q in range(rows.length):
         inside = [i for i, (first, last) in enumerate(met(rows, q, 1)) if first < last]
         i0, i1 = (inside[0], inside[-1] + 1) if inside else (0, 0)
-        last_line = any(rows.offsets[i] + q * rows.step == rows.size - 1 for i in inside)
+        last_line = max((rows.offsets[i] + q * rows.step for i in inside), default=0)
         for t in range(across):
             at = q * rows.step * layout.line + t * width * columns.step * layout.pixel
             to = (rows.first + q * rows.spacing) * out[0] + (columns.first + t * width * columns.spacing) * out[1]
-            some = [start + i * each for start, each in starts[2 * t + (not last_line)] for i in (i0, i1)]
+            on_image = last_line * columns.size + reaches[t] < rows.size * columns.size
+            some = [start + i * each for start, each in starts[2 * t + on_image] for i in (i0, i1)]
             tiles.append((at, to, *some, min(width, columns.length - t * width)))
     as_numbers = (np.array(lines, np.int64).reshape(-1) for lines in (tiles, taps, blocks))
     return Tables(*as_numbers)
