@@ -1,14 +1,13 @@
 """In the way: columns computed and thrown away, a copy of every sum. Here pixels are copied, once for each tap column.
 
-In lines as wide as the output a tap is an offset, and tiles are filled and stored where they belong: `jit-tiled`, as it
-computes layers of few filters.
+In lines as wide as the output a tap is an offset, tiles fill up, and are stored where they belong: `jit-tiled`.
 """
 
 from rung import main
 
 from jitconv import functional
 
-LAYERS = ("digits", "pooled")  # of 64 filters jit-tiled would run the next rung
+LAYERS = ("digits", "pooled", "resnet")
 
 
 def conv2d(x, weight, bias, out):

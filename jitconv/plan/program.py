@@ -153,12 +153,14 @@ class Program:
             frame = self.frames.pop()
         except IndexError:
             frame = Frame(self)
-        if self.has_torch:
-            with torch.no_grad(), _without_autocast():
+        try:
+            if self.has_torch:
+                with torch.no_grad(), _without_autocast():
+                    results = frame.run(weights, inputs)
+            else:
                 results = frame.run(weights, inputs)
-        else:
-            results = frame.run(weights, inputs)
-        self.frames.append(frame)  # not after an error or Ctrl-C, which may have left it half bound
+        finally:
+            self.frames.append(frame)
         if self.mutated:
             with torch.no_grad():
                 for source, result in zip(self.mutated, results, strict=False):

@@ -113,13 +113,18 @@ def block_of(K):
 
 
 @inner
-def tile_height(rows):
-    """The height of the next tile of so many rows."""
+def tiles_of(rows):
+    """The height of the next tiles of so many rows, and how many there are; the last two rather alike than one low."""
     best = 1
     for height in HEIGHTS:
         if height <= rows:
             best = height
-    return best
+    for height in HEIGHTS[:-1]:
+        if rows == 2 * height:
+            return height, 2
+        if rows % MR + MR == 2 * height:
+            return best, rows // best - 1
+    return best, rows // best
 
 
 @inner
@@ -204,8 +209,8 @@ def product(a, m_range, b, columns, c, start, work):
                 numbers, rows = packing.panels, packing.rows[: terms[1] - terms[0]]
             m = m_range[0]
             while m < m_range[1]:  # the tiles of one height together
-                height = tile_height(m_range[1] - m)
-                last = m + (m_range[1] - m) // height * height
+                height, count_of_tiles = tiles_of(m_range[1] - m)
+                last = m + count_of_tiles * height
                 _tiles_of_height(height, a, (m, last), terms, numbers, rows, packing.tiles[:count], c, start, work.sums)
                 m = last
 

@@ -135,12 +135,13 @@ def shift(image, line, step, planes, out, index):
             if dense and top < bottom:
                 length = (bottom - top - 1) * width + right - left
                 copy(pixels, source + top * width + left, out, target + top * width + left, length)
-            for m in range(top, bottom):
-                at = target + m * width
-                clear(out, at, at + left)
-                clear(out, at + right, at + width)
-                if not dense:
-                    _copy_line(pixels, source + m * step[0] * W, step[1], out, at, left, right)
+            else:
+                for m in range(top, bottom):
+                    _copy_line(pixels, source + m * step[0] * W, step[1], out, target + m * width, left, right)
+            for q in range(left + width - right):  # the columns off the image, each down all lines
+                at = target + q if q < left else target + q - left + right
+                for m in range(top, bottom):
+                    out[at + m * width] = 0
             target += planes.images * size
 
 

@@ -7,7 +7,8 @@
 | few | conv2d.py: pixels in the lanes, shifted copies of the image | the same, in grad_input.py | conv2d.py |
 
 "Many" fill most lanes of the registers. The channels that a product puts into the lanes are the filters, and for the
-gradient for the input the image's channels.
+gradient for the input the image's channels. Where the sum is over less than a register of channels pixels are in the
+lanes too: there are few channels to copy, and a blocked tile would add up too few terms.
 """
 
 import math
@@ -60,12 +61,21 @@ class Blocked:
         self.convolution(x, packed, bias, None, args[-1])
 
 
+def is_narrow(channels: int, others: int, groups: int, stride: tuple[int, int], dtype: Any) -> bool:
+    """Whether a sum over `others` channels is so short, or its results so few, that copies of an image cost less."""
+    if stride != (1, 1) or (channels == others == 1 and groups > 1):
+        return False
+    return others < lanes_of(dtype) or max(channels, others) <= lanes_of(dtype)
+
+
 def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]:
     (x_shape, dtype), (weight_shape, _), *_ = arrays
     groups = x_shape[1] // weight_shape[1]
     (stride, padding, dilation), area = constants, math.prod(weight_shape[2:])
-    product = area == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and weight_shape[1] <= FEW_TERMS
-    if not product and fills_lanes(weight_shape[0] // groups, weight_shape[1], groups, area, dtype):
+    filters, inputs = weight_shape[0] // groups, weight_shape[1]
+    product = area == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and inputs <= FEW_TERMS
+    shifted = product or is_narrow(filters, inputs, groups, stride, dtype)
+    if not shifted and fills_lanes(filters, inputs, groups, area, dtype):
         how = Epilogue("relu" if relu else None)
         return Blocked(
             blocked.bind(x_shape, weight_shape, dtype, stride, padding, dilation, groups, "nchw", "nchw", how)
