@@ -1,8 +1,7 @@
-"""Writes ladder.md and its pictures: `python docs/make_ladder.py`; with --measure it first runs every rung.
+"""Writes ladder.md and its pictures: `python docs/make_ladder.py`; with --measure it first runs every rung and torch.
 
-Or only those that are named after that.
-
-Code comes from examples/ladder, numbers from ladder.json; tests/test_ladder.py checks that the page is current.
+Or only the rungs that are named after that. Code comes from examples/ladder, numbers from ladder.json, which belong to
+one run on one machine; tests/test_ladder.py checks that the page is current.
 """
 
 import json
@@ -27,7 +26,7 @@ STEPS = {
         "Compiled",
         "Nothing about the loops says that they need an interpreter. Numba knows the types, so an index becomes an "
         "addition and a product one instruction.",
-        "One scalar multiply-add a turn of the loop, each waiting for the one before: nothing is vectorised.",
+        "One scalar multiply-add an iteration, each waiting for the one before: nothing is vectorised.",
         ("conv2d = njit", "conv2d = njit"),
     ),
     "3_rows": (
@@ -48,8 +47,8 @@ STEPS = {
         "Told its sizes",
         "A loop of unknown length can neither be unrolled nor kept in registers. The equation's own loops, with sizes "
         "as constants, are all that the compiler needs, as long as the taps are few.",
-        "All taps of one channel are unrolled, each a multiply-add that loads its pixels. With many channels the sum "
-        "stays a loop, and the compiler vectorises the wrong one.",
+        "All taps of one channel are unrolled, each a multiply-add that loads its pixels. With many channels it is the "
+        "loop over channels that the compiler vectorises, and what it adds up lies apart: each number is gathered.",
         ("def told", "out["),
     ),
     "6_registers": (
@@ -61,7 +60,7 @@ STEPS = {
     ),
     "7_tile": (
         "A register tile on explicit vectors",
-        "Each load still serves a single multiply-add, and a core starts as many loads as multiply-adds at best. "
+        "Each multiply-add still needs a load or more, and a core starts as many loads as multiply-adds at best. "
         "A tile of filters by pixels uses every loaded value several times.",
         "Fewer loads than multiply-adds. The compiler does not find this by itself: vectors are written out.",
         ("tile = zeros", "store("),
@@ -75,8 +74,9 @@ STEPS = {
     ),
     "9_blocked": (
         "Blocked channels",
-        "With many channels and small images the lanes are better filled by channels: every image width fits, and "
-        "nothing is copied or shifted.",
+        "With many filters and small images the lanes of a register are better filled by output channels: every image "
+        "width fits, and nothing is copied or shifted. Images stay in that layout from layer to layer, so bringing "
+        "them into it is not timed.",
         "One load of weights serves many pixels, each a broadcast inside its multiply-add.",
         ("kernel = bind", "kernel(blocked"),
     ),
@@ -84,7 +84,7 @@ STEPS = {
         "Pooling in registers",
         "The convolution's result is the largest array of the network, written by one layer and read once by the "
         "next. A tile that holds whole windows keeps only their maxima.",
-        "Three comparisons of registers for each four outputs; a quarter of the stores.",
+        "Three maxima of registers for each four sums, and a quarter of the stores.",
         ("size =", "get("),
     ),
     "11_winograd": (
@@ -99,26 +99,32 @@ STEPS = {
         "The plan: the network as one call",
         "A layer's call is checked, bound to a kernel and given memory, and the next layer reads what it left there. "
         "For one image that takes nearly as long as the arithmetic.",
-        "The same kernels. Their arguments were written down when the plan was made, and one loop runs them all. Where "
-        "the weights of the first linear layer lie decides the rest: reading them is most of the time.",
-        ("plan = ", "made.update"),
+        "The same kernels. Their arguments were written down when the plan was made, and one loop runs them all. Most "
+        "of what is left is reading the weights of the first linear layer, which one image uses once.",
+        ("plan = ", "cache.update"),
     ),
 }
 BEFORE = "The layers one by one"
 NAMES = {"digits": "1→20", "pooled": "1→20 and pooling", "resnet": "64→64", "network": "the network, one image"}
-HEAD = "| step | layer | ms | GFLOP/s | share of peak | times the step before |\n|---|---|---|---|---|---|"
-LOOP = "| vector multiply-adds | loads | stores |\n|---|---|---|"
+HEAD = "| step | layer | ms | GFLOP/s | share of peak | speed-up over the step before |\n|---|---|---|---|---|---|"
+LOOP = "| layer | vector multiply-adds | loads | stores |\n|---|---|---|---|"
+LAYER = "| layer | in full |\n|---|---|"
+MEASURE = "python docs/make_ladder.py --measure"
 START = """# The ladder
 
-From the equation, interpreted, to what the best libraries reach, one step at a time, on two layers: the convolution of
-the digits, from one channel to many filters, and one from the middle of a ResNet, from many channels to as many. Every
-step is a file of [examples/ladder](../examples/ladder) that runs alone, and says what was in the way and what changes.
+From the equation, interpreted, to what the best libraries reach, one step at a time. Every step is a file of
+[examples/ladder](../examples/ladder) that runs alone, and says what was in the way and what changes. Two layers climb:
+the convolution of the digits, of one channel, and one from the middle of a ResNet, of many; then the whole network.
 
-All numbers are from one run on one core, written by [make_ladder.py](make_ladder.py) from [ladder.json](ladder.json).
-The peak is what multiply-adds on numbers in registers reach on that core. Before a step is timed its result is compared
-with torch's in double precision. The first step computes one image; its time is scaled up. Counts of instructions are
-of the innermost loop with most vector multiply-adds, from the machine code; loads inside a multiply-add count too.
-The sources of the package itself are counted by `python -m benchmarks.instructions`.
+{layers}
+
+All numbers are from one run on one core{machine}, written by [make_ladder.py](make_ladder.py) from
+[ladder.json](ladder.json). The peak is what multiply-adds on numbers in registers reach on that core. Before a step is
+timed its result is compared with torch's in double precision. The first step computes one image; its time is scaled up.
+Speed-ups are over the last step before that has the layer.
+
+Counts of instructions are of the innermost loop with most vector multiply-adds, from the machine code; loads inside a
+multiply-add count too. `python -m benchmarks.instructions` counts those of the package itself.
 
 [kernels.md](kernels.md) goes on: how the package's own kernels do it, gradients, other layers and GPUs included."""
 LEARNED = """## What we learned
@@ -197,13 +203,31 @@ def excerpt(stem, first, last):
 
 def row_of(name, layer, found, peak, before):
     rate = found["flops"] / found["seconds"]
-    factor = f"{before / found['seconds']:.3g}" if before else ""
-    return f"| {name} | {layer} | {found['seconds'] * 1e3:.3g} | {rate / 1e9:.3g} | {rate / peak:.1%} | {factor} |"
+    factor = digits(before / found["seconds"]) if before else ""
+    time = digits(found["seconds"] * 1e3)
+    return f"| {name} | {layer} | {time} | {digits(rate / 1e9)} | {rate / peak:.1%} | {factor} |"
 
 
-def render():
-    """The whole page."""
-    results = json.loads(RESULTS.read_text())
+def digits(value):
+    """Three of them, without an exponent."""
+    return f"{float(f'{value:.3g}'):.12g}"
+
+
+def lacking(results):
+    """What ladder.json does not have of what the page shows."""
+    import rung
+
+    keys = ("cpu", "peak", "torch")
+    layers = [(file.stem, layer) for file in rung.rungs() for layer in rung.load(file).LAYERS]
+    rows = [f"{stem} of {layer}" for stem, layer in layers if layer not in results["rungs"].get(stem, {})]
+    return [key for key in keys if key not in results] + rows
+
+
+def render(results):
+    """The whole page; without the machine's name and torch's rows where they were not measured."""
+    import rung
+
+    peak = results["peak"]
     last: dict[str, tuple[str, dict]] = {}
     table, steps = [HEAD], []
     for stem, (title, problem, code, span) in STEPS.items():
@@ -211,35 +235,44 @@ def render():
         for layer, found in results["rungs"][stem].items():
             if "before" in found:
                 last[layer] = BEFORE, found["before"]
-                table.append(row_of(BEFORE, NAMES[layer], found["before"], results["peak"], None))
+                table.append(row_of(BEFORE, NAMES[layer], found["before"], peak, None))
             known = last.get(layer)
-            row = row_of(title, NAMES[layer], found, results["peak"], known and known[1]["seconds"])
+            row = row_of(title, NAMES[layer], found, peak, known and known[1]["seconds"])
             table.append(row)
-            own += [row_of(known[0], NAMES[layer], known[1], results["peak"], None), row] if known else [row]
+            own += [row_of(known[0], NAMES[layer], known[1], peak, None), row] if known else [row]
             last[layer] = title, found
-        loops = [found["loop"] for found in results["rungs"][stem].values() if found.get("loop")]
-        counts = [LOOP] + [f"| {l['multiply_adds']} | {l['loads']} | {l['stores']} |" for l in loops] if loops else []
+        loops = [(NAMES[layer], found["loop"]) for layer, found in results["rungs"][stem].items() if "loop" in found]
+        counts = [f"| {layer} | {l['multiply_adds']} | {l['loads']} | {l['stores']} |" for layer, l in loops]
         text = [f"## {title}", f"![{title}](ladder/{stem}.svg)", problem]
         text += [f"```python\n{excerpt(stem, *span)}\n```", f"**The machine code.** {code}"]
-        text += ["\n".join(counts)] if counts else []
+        text += ["\n".join([LOOP, *counts])] if counts else []
         steps.append("\n\n".join([*text, "\n".join([HEAD, *own]), f"Run it: `python examples/ladder/{stem}.py`"]))
-    return "\n\n".join([START, "\n".join(table), *steps, LEARNED])
+    table += [row_of("torch", NAMES[layer], found, peak, None) for layer, found in results.get("torch", {}).items()]
+    table.append(f"| the core's peak | multiply-adds in registers |  | {digits(peak / 1e9)} | 100.0% |  |")
+    layers = [LAYER, *(f"| {name} | {rung.NAMES[layer]} |" for layer, name in NAMES.items())]
+    machine = f" ({results['cpu']})" if "cpu" in results else ""
+    start = START.format(layers="\n".join(layers), machine=machine)
+    return "\n\n".join([start, "\n".join(table), *steps, LEARNED])
 
 
 def measure(stems=()):
-    """Run every rung, or only those that are named."""
+    """Run every rung and torch, or only the rungs that are named."""
     import rung
 
     from benchmarks.instructions import innermost
+    from jitconv import machine
 
-    found = json.loads(RESULTS.read_text()) if stems else {"peak": rung.peak(), "rungs": {}}
+    found = json.loads(RESULTS.read_text()) if stems else {"cpu": machine.cpu_name(), "peak": rung.peak(), "rungs": {}}
+    flops = {}
     for file in rung.rungs():
         if stems and file.stem not in stems:
             continue
-        module = rung.load(file)
+        module, rows = rung.load(file), found["rungs"].setdefault(file.stem, {})
+        rows.clear()
         for layer in module.LAYERS:
-            row = found["rungs"].setdefault(file.stem, {})[layer] = rung.measure(module, layer)
-            function = compiled(file.stem, module, rung.arrays(layer))
+            row = rows[layer] = rung.measure(module, layer)
+            flops[layer] = row["flops"]
+            function = compiled(file.stem, module, layer, rung.arrays(layer))
             if function is not None:
                 loops = [loop for code in function.inspect_asm().values() for loop in innermost(code)]
                 best = max(loops, default=None, key=lambda loop: loop.multiply_adds)
@@ -247,13 +280,16 @@ def measure(stems=()):
                     counts = {"multiply_adds": best.multiply_adds, "loads": best.loads + best.broadcasts}
                     row["loop"] = counts | {"stores": best.stores}
             print(file.stem, layer, row, flush=True)
+    if not stems:
+        found["torch"] = {layer: {"seconds": rung.torch_seconds(layer), "flops": flops[layer]} for layer in NAMES}
+        print("torch", found["torch"])
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def compiled(stem, module, arrays):
-    """The function whose machine code is a rung's, compiled for these arrays; None where it is the package's own."""
+def compiled(stem, module, layer, arrays):
+    """The function whose machine code is a rung's for a layer; None if it is the package's or another layer's."""
     if stem in ("2_compiled", "3_rows", "4_taps"):
-        return module.conv2d
+        return module.conv2d if layer == module.LAYERS[0] else None
     if stem == "7_tile":
         return module.tiles
     x, weight, _, out = arrays
@@ -269,10 +305,17 @@ def compiled(stem, module, arrays):
     return None
 
 
-if __name__ == "__main__":
-    if "--measure" in sys.argv:
-        measure(sys.argv[2:])
+def main(arguments):
+    if "--measure" in arguments:
+        measure(arguments[arguments.index("--measure") + 1 :])
+    results = json.loads(RESULTS.read_text())
+    if missing := lacking(results):
+        print(f"ladder.json lacks {', '.join(missing)}. On a quiet machine: {MEASURE}", file=sys.stderr)
     (DOCS / "ladder").mkdir(exist_ok=True)
     for stem in STEPS:
         (DOCS / "ladder" / f"{stem}.svg").write_text(picture(stem))
-    (DOCS / "ladder.md").write_text(render())
+    (DOCS / "ladder.md").write_text(render(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

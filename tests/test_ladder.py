@@ -1,5 +1,6 @@
 """The ladder: every rung is right, short and on the page, and the page says nothing that was not measured."""
 
+import json
 import re
 import runpy
 import sys
@@ -66,13 +67,39 @@ def test_a_rung_is_short_and_says_what_was_in_the_way(file: Path) -> None:
 
 def test_the_page_is_what_the_script_writes(page: dict[str, Any]) -> None:
     assert set(page["STEPS"]) == {file.stem for file in RUNGS}
-    assert (ROOT / "docs" / "ladder.md").read_text() == page["render"]()
+    results = json.loads(page["RESULTS"].read_text())
+    assert (ROOT / "docs" / "ladder.md").read_text() == page["render"](results)
     for stem in page["STEPS"]:
         assert (ROOT / "docs" / "ladder" / f"{stem}.svg").read_text() == page["picture"](stem)
 
 
+def test_every_rung_and_layer_was_measured(page: dict[str, Any], rung: Any) -> None:
+    results = json.loads(page["RESULTS"].read_text())
+    assert set(page["lacking"](results)) <= {"cpu", "torch"}
+    layers = {file.stem: set(rung.load(file).LAYERS) for file in RUNGS}
+    assert {stem: set(rows) for stem, rows in results["rungs"].items()} == layers
+
+
+def test_what_was_not_measured_is_named(page: dict[str, Any]) -> None:
+    results = json.loads(page["RESULTS"].read_text())
+    del results["rungs"]["9_blocked"], results["rungs"]["3_rows"]["resnet"]
+    results.pop("torch", None)
+    results["cpu"] = "processor"
+    assert page["lacking"](results) == ["torch", "3_rows of resnet", "9_blocked of resnet"]
+
+
+def test_torch_and_the_processor_are_on_the_page(page: dict[str, Any]) -> None:
+    results = json.loads(page["RESULTS"].read_text()) | {"cpu": "Example 9000", "peak": 100e9}
+    results["torch"] = {"resnet": {"seconds": 0.02, "flops": 1e9}}
+    text = page["render"](results)
+    assert "on one core (Example 9000)" in text
+    assert "| torch | 64→64 | 20 | 50 | 50.0% |  |" in text
+    assert "| the core's peak | multiply-adds in registers |  | 100 | 100.0% |  |" in text
+
+
 def test_paragraphs_are_short_and_numbers_stand_in_tables(page: dict[str, Any]) -> None:
-    text = re.sub(r"```.*?```", "", page["render"](), flags=re.DOTALL)
+    text = (ROOT / "docs" / "ladder.md").read_text()
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for paragraph in text.split("\n\n"):
         if not paragraph.startswith("|"):
             assert len(paragraph.split()) <= 90, paragraph

@@ -1,4 +1,4 @@
-"""In the way: the compiler does not know how long a loop is. Here it is told: rung 2's loops, with sizes as constants.
+"""In the way: the compiler does not know how long a loop is. Here it is told: rung 1's loops, with sizes as constants.
 
 The taps unroll into one long expression, the loop over columns becomes the innermost, and is vectorised.
 """

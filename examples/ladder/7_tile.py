@@ -1,4 +1,4 @@
-"""In the way: two loads for each multiply-add. Here a tile of 4 filters × 3 vectors of pixels stays in registers.
+"""In the way: a load or more for each multiply-add. Here a tile of 4 filters × 3 vectors of pixels stays in registers.
 
 A load of pixels serves four filters, a weight serves three vectors: explicit vectors, because LLVM does not find this.
 An image is read as one long line; the few columns in which its lines meet are computed and thrown away.
@@ -30,8 +30,8 @@ def tiles(x, weight, bias, out, sums):
                     for i in range(K_h):
                         for j in range(K_w):
                             tap = (c * K_h + i) * K_w + j
-                            seen = (c * H + i) * W + j + pixel
-                            tile = fma_outer(tile, a, first * terms + tap, terms, image, seen, None)
+                            at = (c * H + i) * W + j + pixel
+                            tile = fma_outer(tile, a, first * terms + tap, terms, image, at, None)
                 store(tile, sums.reshape(sums.size), pixel, sums.shape[1], None)
             for f in range(FILTERS):
                 for row in range(H_out):

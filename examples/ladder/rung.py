@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import jitconv
 from jitconv.variants import simd
 from jitconv.variants.compiling import njit
 
@@ -96,6 +97,21 @@ def peak():
     lanes = simd.lanes_of(np.float32)
     a, b, out = np.ones(12, np.float32), np.ones(2 * lanes, np.float32), np.empty(24 * lanes, np.float32)
     return 2 * STEPS * 24 * lanes / seconds(lambda: _multiply_adds(a, b, out))
+
+
+def torch_seconds(layer):
+    """torch's own time for a layer, without gradients."""
+    x, weight, bias, _ = map(torch.from_numpy, arrays(layer))
+    windows, network = SIZES[layer][2], jitconv.SimpleConvNet("torch").eval()
+
+    def call():
+        if layer == "network":
+            return network(x)
+        z = torch.conv2d(x, weight, bias)
+        return z if windows == 1 else torch.max_pool2d(z, windows)
+
+    with torch.inference_mode():
+        return seconds(call)
 
 
 def measure(module, layer):

@@ -153,14 +153,12 @@ class Program:
             frame = self.frames.pop()
         except IndexError:
             frame = Frame(self)
-        try:
-            if self.has_torch:
-                with torch.no_grad(), _without_autocast():
-                    results = frame.run(weights, inputs)
-            else:
+        if self.has_torch:
+            with torch.no_grad(), _without_autocast():
                 results = frame.run(weights, inputs)
-        finally:
-            self.frames.append(frame)
+        else:
+            results = frame.run(weights, inputs)
+        self.frames.append(frame)  # not after an error or Ctrl-C, which may have left it half bound
         if self.mutated:
             with torch.no_grad():
                 for source, result in zip(self.mutated, results, strict=False):
