@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import warnings
 from importlib import metadata
 from typing import Any
 
@@ -88,7 +89,11 @@ def problems() -> list[str]:
     from jitconv.variants import compiling
 
     found = []
-    if compiling.cache_folder() is None:
+    with warnings.catch_warnings(record=True) as untrusted:
+        warnings.simplefilter("always", compiling.UntrustedCache)
+        folder = compiling.cache_folder()
+    found += [f"{one.message}: chmod o-w, or set NUMBA_CACHE_DIR to another one" for one in untrusted]
+    if folder is None:
         found.append("no folder for compiled code is writable, so every process compiles: set NUMBA_CACHE_DIR")
     if torch.get_num_threads() > cores():
         found.append(f"torch takes {torch.get_num_threads()} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}")

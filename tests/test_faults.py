@@ -1,5 +1,7 @@
 """Faults: what is cut short, interrupted, killed or open to others ends in the right numbers or a clear error."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,9 @@ import torch
 from torch import nn
 
 import jitconv
+from jitconv import machine
 from jitconv.plan import program
+from jitconv.variants import compiling
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -31,3 +35,35 @@ def test_a_plan_interrupted_while_it_is_bound_computes_right_later(
         plan(x)
     with torch.no_grad():
         torch.testing.assert_close(plan(x), model(x))
+
+
+def increment(n):  # type: ignore[no-untyped-def]
+    return n + 1
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "user" / "cache"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders have no modes here")
+@pytest.mark.parametrize("place", [".", ".."])
+def test_a_cache_that_others_can_write_to_or_replace_is_refused(cache: Path, place: str) -> None:
+    """The code goes elsewhere, and `jitconv doctor` names the folder."""
+
+    def folder() -> Path:
+        return Path(compiling.njit(increment).stats.cache_path)
+
+    opened = (cache / place).resolve()
+    assert cache in folder().parents
+    opened.chmod(0o777)
+    with pytest.warns(compiling.UntrustedCache, match=f"others can write to {opened}"):
+        kernel = compiling.njit(increment)
+    assert kernel(1) == 2
+    assert not list(cache.rglob("*.nb?"))
+    assert any(f"others can write to {opened}: chmod o-w, or set NUMBA_CACHE_DIR" in it for it in machine.problems())
+    opened.chmod(0o1777)  # as /tmp is: what we make in it stays ours
+    assert cache in folder().parents

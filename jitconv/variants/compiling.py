@@ -36,21 +36,30 @@ def _kernel_sources() -> bytes:
     return digest.digest()
 
 
+class UntrustedCache(RuntimeWarning):
+    """A folder for compiled code that others can write to: it is not used."""
+
+
 def _trusted(folder: Path) -> bool:
     """Whether only we can have written what lies in a folder: compiled code is loaded from there, and run.
 
-    Warns of a folder that others may write to, or that somebody else has made in one such (in /tmp, say).
+    Warns of a folder that others may write to or replace, or that somebody else has made in one such (in /tmp, say).
     """
     if not hasattr(os, "geteuid"):  # Windows: folders have no such modes
         return True
-    here, above = folder.stat(), folder.parent.stat()
-    open_to_all = here.st_mode & stat.S_IWOTH
-    replaceable = above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX
-    foreign = above.st_mode & stat.S_IWOTH and here.st_uid != os.geteuid()
-    if open_to_all or replaceable or foreign:
-        warnings.warn(f"compiled code is not kept in {folder}, which others can write to", RuntimeWarning, stacklevel=2)
-        return False
-    return True
+    folder = folder.resolve()
+    inside = folder.stat()
+    culprit = folder if inside.st_mode & stat.S_IWOTH else None
+    for parent in folder.parents:
+        above = parent.stat()
+        stays = above.st_mode & stat.S_ISVTX and inside.st_uid in (0, os.geteuid())  # nobody else may rename it
+        if above.st_mode & stat.S_IWOTH and not stays:
+            culprit = parent
+        inside = above
+    if culprit is not None:
+        message = f"compiled code is not kept in {folder}, because others can write to {culprit}"
+        warnings.warn(message, UntrustedCache, stacklevel=2)
+    return culprit is None
 
 
 class SharedCache(compat.cache_class(lambda: _kernel_sources(), lambda folder: _trusted(folder))):  # type: ignore[misc]
