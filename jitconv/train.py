@@ -240,13 +240,12 @@ class Run:
             raise ValueError(f"resume needs a checkpoint, but there is no {self._checkpoint}")
         try:
             state = torch.load(self._checkpoint, map_location=self.config.device, weights_only=True)
+            before = state["config"]
         except Exception as error:
-            raise ValueError(f"{self._checkpoint} is not a readable checkpoint: {error}") from None
+            raise ValueError(f"{self._checkpoint} is not a readable checkpoint: {error!r}") from None
         for name, value in asdict(self.config).items():
-            if name != "epochs" and state["config"].get(name) != value:
-                raise ValueError(
-                    f"{name} must be {state['config'].get(name)!r} as in {self._checkpoint}, got {value!r}"
-                )
+            if name != "epochs" and before.get(name) != value:
+                raise ValueError(f"{name} must be {before.get(name)!r} as in {self._checkpoint}, got {value!r}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
@@ -254,7 +253,9 @@ class Run:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file such that an interruption leaves either the old or the new one, whole."""
+    """Write a file such that an interruption, of the power too, leaves either the old or the new one, whole."""
     part = path.with_name(path.name + ".part")
     write(part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
     os.replace(part, path)

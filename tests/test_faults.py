@@ -1,6 +1,10 @@
 """Faults: what is cut short, interrupted, killed or open to others ends in the right numbers or a clear error."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from torch import nn
 import jitconv
 from jitconv import machine
 from jitconv.plan import program
+from jitconv.train import Config, Run
 from jitconv.variants import compiling
 
 
@@ -67,3 +72,94 @@ def test_a_cache_that_others_can_write_to_or_replace_is_refused(cache: Path, pla
     assert any(f"others can write to {opened}: chmod o-w, or set NUMBA_CACHE_DIR" in it for it in machine.problems())
     opened.chmod(0o1777)  # as /tmp is: what we make in it stays ours
     assert cache in folder().parents
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_a_cached_file_cut_at_any_byte_is_compiled_anew(cache: Path, ending: str) -> None:
+    assert compiling.njit(increment)(1) == 2
+    (file,) = cache.rglob(f"*.{ending}")
+    whole = file.read_bytes()
+    for length in sorted({0, 1, 2, 10, len(whole) - 2, len(whole) - 1, *range(0, len(whole), len(whole) // 12)}):
+        file.write_bytes(whole[:length])
+        for misses in (1, 0):  # the second time the code is whole again
+            kernel = compiling.njit(increment)
+            assert kernel(1) == 2
+            assert sum(kernel.stats.cache_misses.values()) == misses, f"cut at {length} of {len(whole)} bytes"
+        (file,) = cache.rglob(f"*.{ending}")
+
+
+def train(folder: Path, epochs: int, resume: bool = False) -> Run:
+    run = Run(Config("torch", epochs=epochs, limit=64, threads=1), folder, resume)
+    run.run(lambda *_: None, lambda _: None)
+    return run
+
+
+def test_a_checkpoint_cut_at_any_byte_is_named(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1)
+    file = tmp_path / "checkpoint.pt"
+    whole = file.read_bytes()
+    for length in sorted({0, 1, 2, 10, len(whole) - 2, len(whole) - 1, *range(0, len(whole), len(whole) // 12)}):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+            train(tmp_path, epochs=2, resume=True)
+    torch.save({"somebody": "else's"}, file)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        train(tmp_path, epochs=2, resume=True)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from jitconv import train
+
+replace, file, cut = os.replace, sys.argv[2], int(sys.argv[3])
+
+def killed(part, whole):
+    done = Path(sys.argv[1], "checkpoint.pt").exists()
+    if done and Path(whole).name == file:
+        os.truncate(part, cut * os.path.getsize(part) // 4)
+        if cut == 4:
+            replace(part, whole)
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(part, whole)
+
+train.os.replace = killed
+run = train.Run(train.Config("torch", epochs=3, limit=64, threads=1), Path(sys.argv[1]))
+run.run(lambda *_: None, lambda _: None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+@pytest.mark.parametrize(("file", "quarters"), [("result.json", 4), ("epochs.csv", 4), ("checkpoint.pt", 2)])
+def test_a_kill_between_or_within_the_files_of_a_checkpoint_loses_nothing(
+    file: str, quarters: int, tmp_path: Path
+) -> None:
+    """The second epoch's: what it would have replaced still stands, and the run goes on from there as if whole."""
+    whole = train(tmp_path / "whole", epochs=3)
+    folder = tmp_path / "killed"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), file, str(quarters)])
+    assert done.returncode == -signal.SIGKILL
+    resumed = train(folder, epochs=3, resume=True)
+    assert [epoch.loss for epoch in resumed.epochs] == [epoch.loss for epoch in whole.epochs]
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
+    assert len(json.loads((folder / "result.json").read_text())["epochs"]) == 3
+    assert len((folder / "epochs.csv").read_text().splitlines()) == 4
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut leaves a name that has no content yet, where the one before had."""
+    on_disk: set[int] = set()
+    replace, fsync = os.replace, os.fsync
+
+    def noted(descriptor: int) -> None:
+        on_disk.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checked(part: Path, whole: Path) -> None:
+        assert part.stat().st_ino in on_disk, whole
+        replace(part, whole)
+
+    monkeypatch.setattr("jitconv.train.os.fsync", noted)
+    monkeypatch.setattr("jitconv.train.os.replace", checked)
+    train(tmp_path, epochs=1)
