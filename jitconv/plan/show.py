@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from jitconv import speed
 from jitconv.plan.buffers import Array
 from jitconv.plan.lower import Step
 from jitconv.plan.program import Program
+from jitconv.variants.threads import count
 
 COLUMNS = ("step", "from", "shapes", "kernel", "MFLOP")
 
@@ -31,7 +33,7 @@ class Row:
 
 @dataclass
 class Profile:
-    """What a call's time went into: the steps' rows, the time of a whole call, and the machine's peak, GFLOP/s."""
+    """What a call's time went into: the steps' rows, the time of a whole call, and the peak of its cores, GFLOP/s."""
 
     title: str
     rows: list[Row]
@@ -55,10 +57,9 @@ def table(plan: Any) -> str:
     """The steps of a plan, one a line, and what it keeps in memory."""
     program = plan.program
     rows = [_cells(row) for row in rows_of(program)]
-    count = sum(step.is_torch for step in program.steps)
-    end = (
-        f"{len(program.steps)} steps, {count} of them torch's; {program.arena / 1e6:.2f} MB for what lies between them"
-    )
+    of_torch = sum(step.is_torch for step in program.steps)
+    memory = f"{program.arena / 1e6:.2f} MB for what lies between them"
+    end = f"{len(program.steps)} steps, {of_torch} of them torch's; {memory}"
     return "\n".join([_title(plan), *_aligned([COLUMNS, *rows]), end])
 
 
@@ -92,18 +93,7 @@ def profile(plan: Any, program: Program, inputs: Sequence[Any], repeats: int) ->
     for row, spent in zip(rows, times, strict=True):
         row.microseconds = statistics.median(spent[1:]) * 1e6
         row.gflops = row.flops / max(row.microseconds, 1e-3) / 1e3
-    return Profile(_title(plan), rows, statistics.median(whole[1:]) * 1e6, peak())
-
-
-def peak(size: int = 512) -> float:
-    """The machine's speed in a large matrix product now, GFLOP/s: torch's, the best of several."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+    return Profile(_title(plan), rows, statistics.median(whole[1:]) * 1e6, speed.peak() * count())
 
 
 def _title(plan: Any) -> str:
