@@ -44,13 +44,13 @@ class Request(NamedTuple):
     def is_channels_last(self) -> bool:
         return self.images and any(map(_is_channels_last, self.args))
 
-    def seen(self, values: Sequence[Any]) -> Sequence[Any]:
+    def viewed(self, values: Sequence[Any]) -> Sequence[Any]:
         """The op's arguments, or only its tensors, with the views of some."""
         if not self.views:
             return values
         return [value.reshape(self.views[i]) if i in self.views else value for i, value in enumerate(values)]
 
-    def returned(self, results: Any, channels_last: bool) -> Any:
+    def layer_result(self, results: Any, channels_last: bool) -> Any:
         """What the layer returns for the results of its op."""
         several = results if isinstance(results, tuple) else (results,)
         if self.views:
@@ -77,28 +77,28 @@ class Ready:
 
     def __init__(self, request: Request, variant: Variant, names: Sequence[str]) -> None:
         op = request.op
-        self.arrays = isinstance(request.args[0], np.ndarray)
+        self.numpy = isinstance(request.args[0], np.ndarray)
         self.channels_last = request.is_channels_last()
         self.request = request._replace(args=())  # keeps no tensor alive
-        wanted = ["input"]
+        tensors = ["input"]
         if op is not None:
-            args = request.seen([*map(_tensor, request.args)])
-            self.bound = Bound(op, variant, args, request.results, self.arrays)
-            wanted = op.arguments[: op.tensors]
-        self.places = [names.index(name) if name in names else None for name in wanted]
+            args = request.viewed([*map(_tensor, request.args)])
+            self.bound = Bound(op, variant, args, request.results, self.numpy)
+            tensors = op.arguments[: op.tensor_count]
+        self.positions = [names.index(name) if name in names else None for name in tensors]
         # How many of the first arguments are the op's tensors, where there is nothing else to be done with them.
-        other = op is None or request.views or request.finish or self.channels_last or self.arrays
-        self.straight = 0 if other or self.places != [*range(len(self.places))] else len(self.places)
+        other = op is None or request.views or request.finish or self.channels_last or self.numpy
+        self.direct_count = 0 if other or self.positions != [*range(len(tensors))] else len(tensors)
 
     def __call__(self, given: Sequence[Any]) -> Any:
-        if self.straight:
-            return self.bound(*given[: self.straight])
-        tensors: list[Any] = [None if place is None else _tensor(given[place]) for place in self.places]
+        if self.direct_count:
+            return self.bound(*given[: self.direct_count])
+        tensors: list[Any] = [None if i is None else _tensor(given[i]) for i in self.positions]
         if self.request.op is None:
             results = tensors[0].reshape(self.request.result)
         else:
-            results = self.request.returned(self.bound(*self.request.seen(tensors)), self.channels_last)
-        return _arrays(results) if self.arrays else results
+            results = self.request.layer_result(self.bound(*self.request.viewed(tensors)), self.channels_last)
+        return _arrays(results) if self.numpy else results
 
 
 def layer(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,38 +110,39 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(check)
     def run(*args: Any, variant: str | None = None, **options: Any) -> Any:
-        known = None if is_observed() else variants.loaded(variant)
         given = (*args, *options.values()) if options else args
+        known = None if is_observed() else variants.loaded(variant)
         shapes_key = None if known is None else _key(given)
-        if known is None or shapes_key is None:
-            return _run_once(run, args, options, variant)
-        key = (check, *options, *shapes_key)
-        try:
-            ready = known.calls.get(key)
-        except TypeError:  # something that no layer takes for an option, which it will say
-            return _run_once(run, args, options, variant)
-        if ready is None:
-            known = _resolve(variant, args[0] if args else options.get("input"))  # raises where it cannot run
-            request = check(*args, variant=known, **options)
-            if not isinstance(request, Request) or request.is_half():
-                return _run_once(run, args, options, variant)
-            ready = Ready(request, known, (*parameters[: len(args)], *options))
-            if len(known.calls) >= CALLS:
-                known.calls.clear()
-            known.calls[key] = ready
+        ready = None
+        if known is not None and shapes_key is not None:
+            key = (check, *options, *shapes_key)
+            try:
+                ready = known.calls.get(key)
+            except TypeError:  # something that no layer takes for an option, which `check` will say
+                shapes_key = None
+        if ready is not None:
+            return ready(given)
+        chosen = _resolve(variant, args[0] if args else options.get("input"))  # raises where it cannot run
+        request = check(*args, variant=chosen, **options)
+        if shapes_key is None or not isinstance(request, Request) or request.is_half():
+            return _run_once(run, request, chosen, args, options)
+        ready = Ready(request, chosen, (*parameters[: len(args)], *options))
+        if len(chosen.calls) >= CALLS:
+            chosen.calls.clear()
+        chosen.calls[key] = ready
         return ready(given)
 
     return run
 
 
-def _run_once(run: Any, args: Sequence[Any], options: dict[str, Any], variant: str | None) -> Any:
+def _run_once(
+    run: Any, request: Request | Composite, chosen: Variant, args: Sequence[Any], options: dict[str, Any]
+) -> Any:
     """Run a layer for what is not bound: whole variants, half precision, compilers and others who look on."""
-    chosen = _resolve(variant, args[0] if args else options.get("input"))
-    request = run.__wrapped__(*args, variant=chosen, **options)
     if isinstance(request.args[0], np.ndarray):
         options = {name: _tensor(value) for name, value in options.items()}
         return _arrays(run(*map(_tensor, args), variant=chosen.name, **options))
-    if chosen.whole and not isinstance(request, Composite):
+    if chosen.whole and isinstance(request, Request):
         return chosen.ops[_name(run)](*args, **options)
     if request.is_half() and not chosen.whole:
         return _in_float32(run, request.args[0], args, options, chosen.name)
@@ -149,10 +150,10 @@ def _run_once(run: Any, args: Sequence[Any], options: dict[str, Any], variant: s
         return request.compute(*request.args)
     if request.op is None:
         return request.args[0].reshape(request.result)
-    results = request.op(chosen, *request.seen(request.args))
+    results = request.op(chosen, *request.viewed(request.args))
     if isinstance(results, tuple):
         results = results[: request.results] if request.results > 1 else results[0]
-    return request.returned(results, request.is_channels_last())
+    return request.layer_result(results, request.is_channels_last())
 
 
 def _in_float32(run: Any, input: torch.Tensor, args: Sequence[Any], options: dict[str, Any], variant: str) -> Any:

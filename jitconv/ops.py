@@ -14,18 +14,18 @@ from jitconv import shapes
 from jitconv.op import Op, Shape, Step
 
 
-def flat(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
+def flat(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
     """Elementwise: kernels see (N,)."""
     return (math.prod(shape),)
 
 
-def along_dim(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
+def along_dim(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
     """Kernels see (N, C, D), with C classes along dimension `dim`."""
-    dim = kept["dim"]
+    dim = arguments["dim"]
     return math.prod(shape[:dim]), math.prod(shape[dim : dim + 1]), math.prod(shape[dim + 1 :])
 
 
-def by_class(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
+def by_class(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
     """Logits (N, C, …) are (N, C, D) to the kernels, what each sample has one of is (N, D), one of all is (1,)."""
     if name == "weight":
         return shape
@@ -36,9 +36,9 @@ def by_class(name: str, shape: Shape, kept: Mapping[str, Any]) -> Shape:
     return shape[0], math.prod(shape[1:])
 
 
-FILTERS = {"bias": (0.0, lambda input, weight, *_: weight.shape[0])}
-CLASSES = {"weight": (1.0, lambda input, *_: input.shape[1])}
-CLASSES_OF_LOG_P = {"weight": (1.0, lambda grad, log_p, *_: log_p.shape[1])}
+NO_BIAS = {"bias": lambda input, weight, *_: input.new_zeros(weight.shape[0])}
+EQUAL_CLASSES = {"weight": lambda input, *_: input.new_ones(input.shape[1])}
+EQUAL_CLASSES_OF_LOG_P = {"weight": lambda grad, log_p, *_: log_p.new_ones(log_p.shape[1])}
 
 CONVOLUTION = ("stride", "padding", "dilation")
 conv2d = Op(
@@ -52,7 +52,7 @@ conv2d = Op(
     },
     saves="input weight",
     batched="input",
-    fills=FILTERS,
+    defaults=NO_BIAS,
 )
 conv2d_grad_input = Op(
     "conv2d_grad_input(Tensor grad, Tensor weight, int[2] stride, int[2] padding, int[2] dilation,"
@@ -106,23 +106,23 @@ conv2d_max_pool2d = Op(
     " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
     lambda input, weight, *rest: [(input.shape[0], weight.shape[0], *rest[-1])] * 2,
     conv2d.gradients,
-    through=Step(
+    epilogue=Step(
         "max_pool2d_grad_input", "g", "indices", "kernel_size", "pool_stride", "pool_padding", "pool_dilation",
         lambda v: (v["input.shape"][0], v["weight.shape"][0], *v["conv_size"]),
     ),
     saves="input weight indices",
     batched="input",
-    fills=FILTERS,
+    defaults=NO_BIAS,
 )  # fmt: skip
 conv2d_relu = Op(
     "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[2] size, str variant) -> Tensor",
     conv2d.shapes,
     conv2d.gradients,
-    through=Step("relu_grad_input", "g", "result"),
+    epilogue=Step("relu_grad_input", "g", "result"),
     saves="input weight result",
     batched="input",
-    fills=FILTERS,
+    defaults=NO_BIAS,
 )
 
 flatten = Op(
@@ -148,16 +148,16 @@ linear = Op(
     },
     saves="input weight",
     batched="input",
-    fills=FILTERS,
+    defaults=NO_BIAS,
 )
 linear_relu = Op(
     "linear_relu(Tensor input, Tensor weight, Tensor? bias, str variant) -> Tensor",
     linear.shapes,
     linear.gradients,
-    through=Step("relu_grad_input", "g", "result"),
+    epilogue=Step("relu_grad_input", "g", "result"),
     saves="input weight result",
     batched="input",
-    fills=FILTERS,
+    defaults=NO_BIAS,
 )
 linear_grad_input = Op(
     "linear_grad_input(Tensor grad, Tensor weight, str variant) -> Tensor",
@@ -184,7 +184,7 @@ relu = Op(
     {"input": Step("relu_grad_input", "g", "result")},
     saves="result",
     batched="input",
-    seen=flat,
+    kernel_shape=flat,
 )
 relu_grad_input = Op(
     "relu_grad_input(Tensor grad, Tensor output, str variant) -> Tensor",
@@ -195,7 +195,7 @@ relu_grad_input = Op(
     },
     saves="output",
     batched="grad output",
-    seen=flat,
+    kernel_shape=flat,
 )
 
 softmax = Op(
@@ -204,7 +204,7 @@ softmax = Op(
     {"input": Step("softmax_grad_input", "g", "result", "dim")},
     saves="result",
     batched="input",
-    seen=along_dim,
+    kernel_shape=along_dim,
 )
 softmax_grad_input = Op(
     "softmax_grad_input(Tensor grad, Tensor output, int dim, str variant) -> Tensor",
@@ -217,7 +217,7 @@ softmax_grad_input = Op(
     },
     saves="grad output",
     batched="grad output",
-    seen=along_dim,
+    kernel_shape=along_dim,
 )
 log_softmax = Op(
     "log_softmax(Tensor input, int dim, str variant) -> Tensor",
@@ -225,7 +225,7 @@ log_softmax = Op(
     {"input": Step("log_softmax_grad_input", "g", "result", "dim")},
     saves="result",
     batched="input",
-    seen=along_dim,
+    kernel_shape=along_dim,
 )
 log_softmax_grad_input = Op(
     "log_softmax_grad_input(Tensor grad, Tensor output, int dim, str variant) -> Tensor",
@@ -236,7 +236,7 @@ log_softmax_grad_input = Op(
     },
     saves="grad output",
     batched="grad output",
-    seen=along_dim,
+    kernel_shape=along_dim,
 )
 
 TARGETS = ("target", "weight", "ignore_index", "label_smoothing")
@@ -273,11 +273,11 @@ cross_entropy = Op(
     " str variant) -> (Tensor losses, Tensor weights, Tensor log_p)",
     lambda input, target, *_: [tuple(target.shape), tuple(target.shape), tuple(input.shape)],
     {"input": Step("cross_entropy_grad_input", "g", "log_p", *TARGETS)},
-    second={"input": _gradient_through_log_softmax},
+    second_order={"input": _gradient_through_log_softmax},
     saves="input log_p target weight",
     batched="input target",
-    seen=by_class,
-    fills=CLASSES,
+    kernel_shape=by_class,
+    defaults=EQUAL_CLASSES,
     check=lambda input, target, weight, ignore_index, _: shapes.class_indices(target, input.shape[1], ignore_index),
 )
 cross_entropy_grad_input = Op(
@@ -290,23 +290,23 @@ cross_entropy_grad_input = Op(
     },
     saves="grad log_p target weight",
     batched="grad log_p target",
-    seen=by_class,
-    fills=CLASSES_OF_LOG_P,
+    kernel_shape=by_class,
+    defaults=EQUAL_CLASSES_OF_LOG_P,
 )
 reduced_cross_entropy = Op(
     "reduced_cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, float label_smoothing,"
     " bool mean, str variant) -> (Tensor loss, Tensor log_p)",
     lambda input, *_: [(), tuple(input.shape)],
     {"input": Step("reduced_cross_entropy_grad_input", "g", "log_p", *TARGETS, "mean")},
-    second={"input": _gradient_of_reduced},
+    second_order={"input": _gradient_of_reduced},
     saves="input log_p target weight",
-    seen=by_class,
-    fills=CLASSES,
+    kernel_shape=by_class,
+    defaults=EQUAL_CLASSES,
 )
 reduced_cross_entropy_grad_input = Op(
     "reduced_cross_entropy_grad_input(Tensor grad, Tensor log_p, Tensor target, Tensor? weight, int ignore_index,"
     " float label_smoothing, bool mean, str variant) -> Tensor",
     lambda grad, log_p, *_: [tuple(log_p.shape)],
-    seen=by_class,
-    fills=CLASSES_OF_LOG_P,
+    kernel_shape=by_class,
+    defaults=EQUAL_CLASSES_OF_LOG_P,
 )

@@ -89,7 +89,7 @@ def fences(at_end: bool) -> Iterator[None]:
     choose, workspace = op.Bound._chosen_kernel, layout.workspace
 
     def behind_fences(self: Any) -> Any:
-        kernel, inputs = choose(self), self.op.tensors + len(self.constants)
+        kernel, inputs = choose(self), self.op.tensor_count + len(self.constants)
 
         def run(*args: Any) -> None:
             call(kernel, args, at_end, range(inputs, len(args)))
