@@ -38,7 +38,7 @@ CHUNK = 80 << 10  # bytes of weights that all pixels of a band pass, while the n
 BAND = 512 << 10  # bytes of the output that stay in the second-level cache
 SMALL_BAND = 64 << 10  # the same where all blocks of input channels pass at once,
 TOGETHER = 256 << 10  # and bytes of weights of filter tiles that then pass a band together
-FEW_CHANNELS = 4  # of (N, C, H, W): with so few, what follows each other along a line of the filter is one tap
+FEW_CHANNELS = 4  # of (N, C, H, W): with so few, the tables say where each term lies
 
 
 class Epilogue(NamedTuple):
@@ -150,23 +150,25 @@ class Convolution:
         else:
             depth, flush = (1, 1) if self.planar else _depth(len(taps), inputs, lanes)
             weights = Weights(groups, tiles, width, depth, first * lanes, outputs, inputs, *steps)
-        if self.depthwise or self.planar:  # what follows each other along a line of the filter are terms of one tap
-            depth, pixel = 1, 1 if self.planar else lanes
-            term = (columns.offsets[1] - columns.offsets[0] if len(columns.offsets) > 1 else 1) * pixel
-            how = Layout(W * pixel, pixel, 1, True, width)
-            blocks = [(c * plane, MANY) for c in range(inputs)]
-            x_image, flush = inputs * plane * pixel, max(1, TERMS // max(1, len(taps)))
+        if self.depthwise:
+            term, pixel, x_image, block, flush = 0, lanes, plane * lanes, len(taps) * width, 1
+            blocks, how = [(0, 1)], Layout(W * lanes, lanes, 1, width)
+        elif self.planar:  # no loop over channels: those whose sum is short enough are one block
+            term, pixel, x_image, each = 0, 1, inputs * plane, len(taps) * width
+            some = inputs if inputs * len(taps) <= MOST_TERMS else 1
+            channels = tuple((c * plane, c * each) for c in range(some))
+            block, flush = some * each, max(1, TERMS // max(1, some * len(taps)))
+            blocks, how = [(c * plane, 1) for c in range(0, inputs, some)], Layout(W, 1, 1, width, channels)
         else:
-            channels = range(0, inputs, depth)
+            starts = range(0, inputs, depth)
             if self.layout_in == "nchw":
                 term, pixel, x_image = plane, 1, inputs * plane
-                blocks = [(c * plane, min(depth, inputs - c)) for c in channels]
+                blocks = [(c * plane, min(depth, inputs - c)) for c in starts]
             else:
                 term, pixel, x_image = 1, lanes, blocks_of(inputs, self.dtype) * plane * lanes
-                blocks = [(c // lanes * plane * lanes + c % lanes, min(depth, inputs - c)) for c in channels]
-            how = Layout(W * pixel, pixel, depth, False, depth * width)
+                blocks = [(c // lanes * plane * lanes + c % lanes, min(depth, inputs - c)) for c in starts]
+            block, how = len(taps) * depth * width, Layout(W * pixel, pixel, depth, depth * width)
         pixels = min(PIXELS, key=lambda n: (-(-columns.length // n) * (n + 1), -n))
-        block = len(taps) * depth * width
         start = sum(size_of(*each) for each in self.packing)
         self.packing.append((weights, taps))
         across = -(-columns.length // pixels)

@@ -157,7 +157,7 @@ def _from_band(arrays, launch, v, group, channel, channels, lines):
         line += some
 
 
-@inner
+@partial(inner, forceinline=True)
 def _tile(shape, arrays, tables, launch, tile_index, at, blocks):
     """Add a chunk of blocks to one tile.
 
@@ -199,6 +199,11 @@ def _over_taps(above, below):
     def add_up(shape, tile, x, x_at, weights, w_at, taps, some, most, steps):
         """Add some taps, which meet all pixels but `above` first and `below` last ones."""
         (x_ld, x_term, ahead), step = steps, vectors_of(shape) * lanes(x)
+        if most == 1:  # no loop over the terms of a tap
+            for tap in range(some[0], some[1]):
+                i, j = x_at + taps[tap * TAP], w_at + taps[tap * TAP + 1]
+                tile = fma_pixels(shape, tile, x, i, x_ld, weights, j, above, below)
+            return tile
         for tap in range(some[0], some[1]):
             i, j, terms = x_at + taps[tap * TAP], w_at + taps[tap * TAP + 1], min(taps[tap * TAP + 2], most)
             for c in range(0, terms - UNROLL + 1, UNROLL):

@@ -1,5 +1,6 @@
 """Which taps of a filter meet which pixels of an image, as tables for direct.py: made once, when a call is bound."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,16 +54,16 @@ def met(axis: Axis, start: int, count: int) -> list[tuple[int, int]]:
 
 
 class Layout(NamedTuple):
-    """Distances between numbers of x and of the weights.
+    """Distances between numbers of x and of the weights; terms: of a tap.
 
-    terms: of a tap; merged: neighbouring taps of a line are terms of one.
+    channels: where each input channel begins in x and in the weights, of those whose taps are in the tables.
     """
 
     line: int
     pixel: int
     terms: int
-    merged: bool
     tap: int  # weights
+    channels: tuple[tuple[int, int], ...] = ((0, 0),)
 
 
 def tables(rows: Axis, columns: Axis, pixels: int, layout: Layout, blocks: Any, out: tuple[int, int]) -> Tables:
@@ -81,9 +82,10 @@ def tables(rows: Axis, columns: Axis, pixels: int, layout: Layout, blocks: Any, 
         reaches.append((t * width + pixels - 1) * columns.step + max(columns.offsets, default=0))
         for exact in (ranges, wider if MOST * pixels <= count else ranges):
             starts.append([])
-            for kind in _kinds(exact, pixels, layout.merged):
-                starts[-1].append((len(taps), len(kind)))
-                taps += [_line(i, rows, columns, layout, *tap) for i in range(len(rows.taps)) for tap in kind]
+            for kind in _kinds(exact, pixels):
+                starts[-1].append((len(taps), len(layout.channels) * len(kind)))
+                for i, channel, tap in itertools.product(range(len(rows.taps)), layout.channels, kind):
+                    taps.append(_line(i, rows, columns, layout, channel, *tap))
     tiles = []
     for q in range(rows.length):
         inside = [i for i, (first, last) in enumerate(met(rows, q, 1)) if first < last]
@@ -99,20 +101,18 @@ def tables(rows: Axis, columns: Axis, pixels: int, layout: Layout, blocks: Any, 
     return Tables(*as_numbers)
 
 
-def _kinds(ranges: Any, pixels: int, merged: bool) -> list[list[tuple[int, int, int, int]]]:
-    """The taps of a row that meet all pixels, all but the first, all but the last, and some; (tap, how many, range)."""
-    kinds: list[list[tuple[int, int, int, int]]] = [[], [], [], []]
+def _kinds(ranges: Any, pixels: int) -> list[list[tuple[int, int, int]]]:
+    """The taps of a row that meet all pixels, all but the first, all but the last, and some: with their pixels."""
+    kinds: list[list[tuple[int, int, int]]] = [[], [], [], []]
     for j, (first, last) in enumerate(ranges):
-        if first == last:
-            continue
-        kind = kinds[{(0, pixels): 0, (1, pixels): 1, (0, pixels - 1): 2}.get((first, last), 3)]
-        if merged and kind and kind[-1][0] + kind[-1][1] == j and kind[-1][2:] == (first, last):
-            kind[-1] = (kind[-1][0], kind[-1][1] + 1, first, last)
-        else:
-            kind.append((j, 1, first, last))
+        if first < last:
+            kinds[{(0, pixels): 0, (1, pixels): 1, (0, pixels - 1): 2}.get((first, last), 3)].append((j, first, last))
     return kinds
 
 
-def _line(i: int, rows: Axis, columns: Axis, layout: Layout, j: int, n: int, first: int, last: int) -> tuple[int, ...]:
+def _line(
+    i: int, rows: Axis, columns: Axis, layout: Layout, channel: tuple[int, int], j: int, first: int, last: int
+) -> tuple[int, ...]:
     at = rows.offsets[i] * layout.line + columns.offsets[j] * layout.pixel
-    return at, (i * len(columns.taps) + j) * layout.tap, n * layout.terms, first, last
+    weights = (i * len(columns.taps) + j) * layout.tap
+    return channel[0] + at, channel[1] + weights, layout.terms, first, last

@@ -43,8 +43,9 @@ def larger(typing, best, value):
         emit, result = Code(context, builder, best), args[0]
         for place in range(len(best.registers)):
             old, new = emit.get(args[0], place), emit.get(args[1], place)
-            wins = builder.or_(builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new))
-            result = emit.set(result, place, builder.select(wins, new, old))
+            most = builder.select(builder.fcmp_ordered(">", new, old), new, old)  # one instruction; keeps an old NaN
+            is_nan = builder.fcmp_unordered("uno", new, new)
+            result = emit.set(result, place, builder.select(is_nan, new, most))
         return result
 
     return best(best, value), code
@@ -70,12 +71,30 @@ def _over_windows(window):
 
 
 @partial(inner, forceinline=True)
+def _largest_of_three(unit, x, at, lane):
+    first, second, third = (
+        load(unit, x, at, lane, 0),
+        load(unit, x, at + lane, lane, 0),
+        load(unit, x, at + 2 * lane, lane, 0),
+    )
+    return larger(larger(first, second), third)
+
+
+@partial(inner, forceinline=True)
 def _maximum(x, plane, W, ranges, steps, index):
     (rows, columns), lane, unit = ranges, lanes(x), zeros(x, 1, 1)
+    if rows[1] - rows[0] == 3 and columns[1] - columns[0] == 3 and steps == (1, 1):  # the usual one, without loops
+        first, line = plane + (rows[0] * W + columns[0]) * lane, W * lane
+        best = larger(_largest_of_three(unit, x, first, lane), _largest_of_three(unit, x, first + line, lane))
+        return larger(best, _largest_of_three(unit, x, first + 2 * line, lane))
     best = broadcast(unit, -np.inf)  # which a window without a pixel has
-    for i in range(rows[0], rows[1], steps[0]):
-        for j in range(columns[0], columns[1], steps[1]):
+    i = rows[0]
+    while i < rows[1]:  # a range with a step would divide to count its numbers
+        j = columns[0]
+        while j < columns[1]:
             best = larger(best, load(unit, x, plane + (i * W + j) * lane, lane, 0))
+            j += steps[1]
+        i += steps[0]
     return best
 
 
