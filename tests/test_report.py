@@ -14,7 +14,7 @@ from test_cli import MACHINE
 
 from jitconv import report
 from jitconv.report import ladder, readme, words
-from jitconv.report.read import read
+from jitconv.report.read import PLAN, read
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "report" / "results"
@@ -316,3 +316,13 @@ axe.run().then((found) => {{ const note = document.createElement("pre"); note.id
         violations, sideways = json.loads(html.unescape(found[1]))
         assert violations == [], f"{page.stem}, {theme}, {width}"
         assert sideways <= 0
+
+
+def test_losses_are_of_the_faster_of_ours_and_not_to_winograd(tmp_path: Path) -> None:
+    where = {"group": "models", "work": "squeezenet", "layer": "network"}
+    names = {"jit-tiled": 4e-3, PLAN: 3e-3, "onnxruntime": 2e-3, "jit-winograd": 1e-3, "torch": 9e-3}
+    _, page = build(tmp_path, benchmarks(tmp_path, *(row(name, time, **where) for name, time in names.items())))
+    (lost,) = re.findall(r"<tr><th scope=.row. class=.work.>.*?</tr>", section(page, "losses"))
+    assert f">{PLAN}<" in lost
+    assert ">ONNX Runtime<" in lost
+    assert "0.67×" in lost

@@ -43,11 +43,13 @@ def _climb(results: Results) -> Markup:
     found = {row.variant: row.seconds for row in results.pick(group="network", work="forward, 1", threads=1)}
     if not {"interpreted", "jit", OURS} <= found.keys():
         return Markup("")
+    arrays = f", {seconds(found['interpreted-numpy'])} on arrays" if "interpreted-numpy" in found else ""
     plan = f" and, planned as one call, <b>{seconds(found[PLAN])}</b>" if PLAN in found else ""
     return Markup(
         f"One image through the network takes {seconds(found['interpreted'])} in plain loops as Python interprets "
-        f"them, and <b>{seconds(found['jit'])}</b> in the same loops compiled{_beside_torch(found, 'jit')}; rewritten "
-        f"for vector registers, which are no plain loops any more, <b>{seconds(found[OURS])}</b>{plan}."
+        f"them on tensors{arrays}, and <b>{seconds(found['jit'])}</b> in the same loops compiled"
+        f"{_beside_torch(found, 'jit')}; rewritten for vector registers, which are no plain loops any more, "
+        f"<b>{seconds(found[OURS])}</b>{plan}."
     )
 
 
@@ -74,7 +76,7 @@ def _race(results: Results) -> Markup:
     others = {row.variant for row in results.pick(group="network") if row.variant in ENGINES}
     missing = [named(name) for name in ENGINES if name not in others]
     note = f" Not in this run: {', '.join(missing)}." if missing else ""
-    return Markup(f"On one core it is so many times as fast as the fastest other engine: {', '.join(parts)}.{note}")
+    return Markup(f"On one core the fastest other engine takes, times ours, {', '.join(parts)}.{note}")
 
 
 def _layers(results: Results) -> Markup:

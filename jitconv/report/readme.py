@@ -24,9 +24,11 @@ def block(results: Results) -> str:
     """Return it as Markdown."""
     doubt = first.doubt(results)
     parts = [" ".join(first.plain(sentence) for sentence in first.answer(results)), _engines(results)]
+    flagged = " ‡ is a time whose rounds are no measurement, as the report says." if "‡" in parts[1] else ""
     parts.append(
         f"Medians of {results.passes} pass{'es' if results.passes != 1 else ''} on {doubt['machine']}, which was "
-        f"{doubt['verdict']}; float32; in brackets, an engine's time over our best on as many cores."
+        f"{doubt['verdict']} ({doubt['why']}); float32; in brackets, an engine's time over our best on as many "
+        f"cores.{flagged}"
     )
     parts.append(_losses(results))
     return "\n\n".join(part for part in parts if part)
@@ -56,11 +58,11 @@ def _losses(results: Results) -> str:
     if not lost["large"] and not lost["small"]:
         return ""
     shown = [
-        f"- {line['work']}, {line['quantity']}, {line['cores']}: {seconds(line['ours'])}, {line['winner']} "
-        f"{seconds(line['theirs'])} ({line['ratio']}): {line['why']}"
+        f"- {line['work']}, {line['quantity']}, {line['cores']}: {line['through']} {seconds(line['ours'])}, "
+        f"{line['winner']} {seconds(line['theirs'])} ({line['ratio']}): {line['why']}"
         for line in lost["large"][:LOSSES]
     ]
     small = f"- {len(lost['small'])} calls of microseconds: {lost['small'][0]['why']}" if lost["small"] else ""
     more = max(0, len(lost["large"]) - LOSSES)
-    head = f"**Where {OURS} loses**, the most time first ({more} more are in the report):"
+    head = f"**Where {OURS} and plans lose**, the most time first ({more} more are in the report):"
     return "\n".join([head, *shown, *([small] if small else [])])
