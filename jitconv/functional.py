@@ -19,7 +19,7 @@ import torch
 
 from jitconv import ops, shapes
 from jitconv.compat import implicit_softmax_dim
-from jitconv.layer import Composite, Request, layer
+from jitconv.layer import Request, layer
 from jitconv.op import is_observed
 
 Array = Any  # a NumPy array or a torch tensor; what comes in goes out
@@ -78,7 +78,7 @@ def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: Any
     merged = math.prod(input.shape[first : last + 1])
     shape = (*input.shape[:first], merged, *input.shape[last + 1 :])
     if "flatten" not in variant.ops or first == last:
-        return Request(None, (input,), result=shape)
+        return Request(None, (input,), finish=lambda x: x.reshape(shape), is_view=True)
     image = input.shape if input.ndim == 4 and first == 1 and last == 3 else (1, 1, 1, math.prod(input.shape))
     return Request(ops.flatten, (input,), views={0: image}, result=shape)
 
@@ -172,10 +172,11 @@ def cross_entropy(
     tensors, name = (input, target, weight), variant.name
     if not by_index and not variant.whole:
         options = {"reduction": reduction, "smoothing": label_smoothing, "variant": name}
-        return Composite(tensors, partial(_soft_cross_entropy, **options))
+        return Request(None, tensors, finish=partial(_soft_cross_entropy, **options))
     if by_index and target.dtype not in (torch.int64, np.dtype(np.int64)) and not variant.whole:
         options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        return Composite(tensors, lambda x, bytes, w: cross_entropy(x, bytes.long(), w, variant=name, **options))
+        long = partial(cross_entropy, variant=name, **options)
+        return Request(None, tensors, finish=lambda x, bytes, w: long(x, bytes.long(), w))
     args = *tensors, ignore_index, float(label_smoothing)
     single: dict[str, Any] = {"views": {0: (1, *input.shape), 1: (1,)}} if input.ndim == 1 else {}
     if reduction != "none" and "reduced_cross_entropy" in variant.ops and not is_observed():  # vmap folds single losses

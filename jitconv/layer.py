@@ -23,11 +23,12 @@ FLOAT32_UNDER_AUTOCAST = ("softmax", "log_softmax", "cross_entropy")  # a loss m
 
 
 class Request(NamedTuple):
-    """What a layer found out: run `op` with `args`, whose tensors are the layer's own, under the same names.
+    """What a layer found out: run `op` with `args`, whose tensors are the layer's first arguments, in their order.
 
-    op: None for a view of the first tensor in the shape `result`. results: how many of the op's results are returned.
-    views: the shape in which the op sees its i-th tensor; its results then have the shape `result`. finish: what is
-    made of the results. images: they are channels_last where an argument is.
+    op: None where `finish` computes the layer from `args` (a view, or other layers). results: how many of the op's
+    results are returned. views: the shape in which the op sees its i-th tensor; its results then have the shape
+    `result`. finish: what is made of the results. images: they are channels_last where an argument is. is_view: half
+    precision needs no cast.
     """
 
     op: Op | None
@@ -35,11 +36,12 @@ class Request(NamedTuple):
     results: int = 1
     views: Mapping[int, Sequence[int]] | None = None
     result: Sequence[int] = ()
-    finish: Callable[..., Any] | None = None
+    finish: Any = None
     images: bool = False
+    is_view: bool = False
 
     def is_half(self) -> bool:
-        return self.op is not None and any(map(_is_half, self.args))
+        return not self.is_view and any(map(_is_half, self.args))
 
     def is_channels_last(self) -> bool:
         return self.images and any(map(_is_channels_last, self.args))
@@ -62,47 +64,36 @@ class Request(NamedTuple):
         return several if isinstance(results, tuple) else several[0]
 
 
-class Composite(NamedTuple):
-    """A layer that other layers and torch compute, from the tensors `args`."""
-
-    args: tuple[Any, ...]
-    compute: Callable[..., Any]
-
-    def is_half(self) -> bool:
-        return any(map(_is_half, self.args))
-
-
 class Ready:
-    """A request bound to a kernel: call it with what a layer is given, by these names, in the shapes of the request."""
+    """A request bound to a kernel: call it with what a layer is given, whose tensors are at these positions."""
 
-    def __init__(self, request: Request, variant: Variant, names: Sequence[str]) -> None:
-        op = request.op
+    def __init__(self, request: Request, variant: Variant, positions: Sequence[int | None]) -> None:
         self.numpy = isinstance(request.args[0], np.ndarray)
         self.channels_last = request.is_channels_last()
         self.request = request._replace(args=())  # keeps no tensor alive
-        tensors = ["input"]
-        if op is not None:
+        self.positions = positions[: len(request.args)]
+        other = request.views or request.finish or self.channels_last or self.numpy
+        self.direct_count = 0  # how many of the first arguments are the op's tensors, where nothing else is to be done
+        if request.op is not None:
             args = request.viewed([*map(_tensor, request.args)])
-            self.bound = Bound(op, variant, args, request.results, self.numpy)
-            tensors = op.arguments[: op.tensor_count]
-        self.positions = [names.index(name) if name in names else None for name in tensors]
-        # How many of the first arguments are the op's tensors, where there is nothing else to be done with them.
-        other = op is None or request.views or request.finish or self.channels_last or self.numpy
-        self.direct_count = 0 if other or self.positions != [*range(len(tensors))] else len(tensors)
+            self.bound = Bound(request.op, variant, args, request.results, self.numpy)
+            self.positions = positions[: request.op.tensor_count]
+            if not other and self.positions == [*range(len(self.positions))]:
+                self.direct_count = len(self.positions)
 
     def __call__(self, given: Sequence[Any]) -> Any:
         if self.direct_count:
             return self.bound(*given[: self.direct_count])
         tensors: list[Any] = [None if i is None else _tensor(given[i]) for i in self.positions]
         if self.request.op is None:
-            results = tensors[0].reshape(self.request.result)
+            results = self.request.finish(*tensors)
         else:
             results = self.request.layer_result(self.bound(*self.request.viewed(tensors)), self.channels_last)
         return _arrays(results) if self.numpy else results
 
 
 def layer(check: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a layer of a function that checks its arguments and returns a Request or a Composite.
+    """Make a layer of a function that checks its arguments and returns a Request.
 
     check: the layer's signature; its keyword `variant` is the Variant that will compute, where a caller gives a name.
     """
@@ -124,9 +115,10 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
             return ready(given)
         chosen = _resolve(variant, args[0] if args else options.get("input"))  # raises where it cannot run
         request = check(*args, variant=chosen, **options)
-        if shapes_key is None or not isinstance(request, Request) or request.is_half():
+        if shapes_key is None or request.is_half():
             return _run_once(run, request, chosen, args, options)
-        ready = Ready(request, chosen, (*parameters[: len(args)], *options))
+        names = [*parameters[: len(args)], *options]
+        ready = Ready(request, chosen, [names.index(name) if name in names else None for name in parameters])
         if len(chosen.calls) >= CALLS:
             chosen.calls.clear()
         chosen.calls[key] = ready
@@ -135,21 +127,17 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _run_once(
-    run: Any, request: Request | Composite, chosen: Variant, args: Sequence[Any], options: dict[str, Any]
-) -> Any:
+def _run_once(run: Any, request: Request, chosen: Variant, args: Sequence[Any], options: dict[str, Any]) -> Any:
     """Run a layer for what is not bound: whole variants, half precision, compilers and others who look on."""
     if isinstance(request.args[0], np.ndarray):
         options = {name: _tensor(value) for name, value in options.items()}
         return _arrays(run(*map(_tensor, args), variant=chosen.name, **options))
-    if chosen.whole and isinstance(request, Request):
+    if chosen.whole:
         return chosen.ops[_name(run)](*args, **options)
-    if request.is_half() and not chosen.whole:
+    if request.is_half():
         return _in_float32(run, request.args[0], args, options, chosen.name)
-    if isinstance(request, Composite):
-        return request.compute(*request.args)
     if request.op is None:
-        return request.args[0].reshape(request.result)
+        return request.finish(*request.args)
     results = request.op(chosen, *request.viewed(request.args))
     if isinstance(results, tuple):
         results = results[: request.results] if request.results > 1 else results[0]
