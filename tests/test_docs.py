@@ -2,6 +2,7 @@
 
 import doctest
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from jitconv import functional, nn
+from jitconv.plan import kernels
+from jitconv.plan.rewrite import REWRITES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -32,6 +35,12 @@ def test_every_layer_is_in_the_reference() -> None:
     wanted += [f"nn.{name}" for name in (*modules, "convert") if not name.startswith("_")]
     assert len(wanted) > 15
     assert [name for name in wanted if f":: jitconv.{name}\n" not in text] == []
+
+
+def test_the_page_on_plans_shows_the_code_as_it_is() -> None:
+    text = (DOCS / "plan.md").read_text(encoding="utf-8")
+    assert inspect.getsource(kernels.softmax) in text
+    assert re.findall(r"^ +\| `(\w+)` \|", text, re.MULTILINE) == list(REWRITES)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("furo") is None, reason="the site needs pip install 'jitconv[docs]'")
