@@ -15,7 +15,7 @@ def train(rank: int, processes: int, folder: str, steps: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 10))
-    forward = DistributedDataParallel(torch.compile(model, backend="jitconv"))  # the line
+    forward = DistributedDataParallel(torch.compile(model, backend="jitconv"))  # the line: torch's is …(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(rank)
     for _ in range(steps):

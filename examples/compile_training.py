@@ -26,7 +26,7 @@ def main(images: int = 8_000, backend: str = "jitconv") -> float:
     train, test = jitconv.data.load("mnist-10k")
     torch.manual_seed(0)
     model = network()
-    forward = torch.compile(model, backend=backend)  # the line
+    forward = torch.compile(model, backend=backend)  # the line: torch's is forward = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     start = time.perf_counter()
     for x, labels in DataLoader(Subset(train, range(images)), batch_size=64, shuffle=True, drop_last=True):

@@ -14,7 +14,7 @@ class Server:
     """submit(image) gives a Future of the class; `threads` of them compute, each with memory of its own."""
 
     def __init__(self, model: torch.nn.Module, example: Tensor, threads: int = 2) -> None:
-        self.forward = jitconv.plan(model.eval(), example)  # the line: self.forward = model.eval()
+        self.forward = jitconv.plan(model.eval(), example)  # the line: torch's is … = model.eval()
         self.waiting: queue.Queue[tuple[Tensor, Future[int]] | None] = queue.Queue()
         self.threads = [threading.Thread(target=self.work) for _ in range(threads)]
         for thread in self.threads:

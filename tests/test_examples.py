@@ -62,6 +62,16 @@ def test_compiled_networks_train_in_two_processes() -> None:
     assert result.stdout.strip() == "0.0", result.stderr
 
 
+@pytest.mark.parametrize("name", ["compile_ddp", "compile_training", "plan_loop", "plan_server"])
+def test_one_line_of_an_ordinary_script_is_ours(name: str) -> None:
+    lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if "# the line: torch's is" in line]
+    assert "jitconv.plan(" in line or "torch.compile(" in line
+    others = " ".join(other for other in lines if other is not line)
+    assert "jitconv.plan(" not in others
+    assert "torch.compile(model" not in others
+
+
 def test_every_example_is_run() -> None:
     assert sorted(path.name for path in EXAMPLES.iterdir() if path.suffix == ".py") == [
         "compile_ddp.py",
