@@ -29,6 +29,8 @@ def fuse(graph: fx.GraphModule) -> int:
             continue
         if node.target in CONV2D and _few_channels(node):
             count += _fuse_convolution(node)
+        elif node.target in MAX_POOL2D and _pooling(node) is not None:
+            count += _replace(node, max_pool2d, node.args[:1], _pooling(node))
         elif node.target in LINEAR and _of_floats(node.args[0]):
             count += _fuse_linear(node)
     graph.recompile()
@@ -77,16 +79,24 @@ def _fuse_convolution(node: Any) -> int:
     return 0
 
 
-def _side_by_side(pool: Any) -> bool:
-    """Whether windows are 2×2, one beside the other."""
+def _pooling(pool: Any) -> dict[str, Any] | None:
+    """The options of a pooling of images, by name; None where its indices are wanted too."""
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     given = dict(zip(names, pool.args[1:], strict=False)) | {k: v for k, v in pool.kwargs.items() if k in names}
+    images = _of_floats(pool.args[0]) and _value(pool.args[0]).dim() == 4
+    return None if given.pop("return_indices", False) or not images else given
+
+
+def _side_by_side(pool: Any) -> bool:
+    """Whether windows are 2×2, one beside the other."""
+    given = _pooling(pool)
+    if given is None or given.get("ceil_mode") or given.get("dilation", 1) not in (1, (1, 1), [1, 1]):
+        return False
     try:
         window = shapes.pooling((1, 1, 8, 8), given["kernel_size"], given.get("stride"), given.get("padding", 0))
     except (KeyError, TypeError, ValueError):
         return False
-    plain = given.get("dilation", 1) in (1, (1, 1), [1, 1]) and not given.get("ceil_mode")
-    return plain and not given.get("return_indices") and window[:3] == ((2, 2), (2, 2), (0, 0))
+    return window[:3] == ((2, 2), (2, 2), (0, 0))
 
 
 def _fuse_linear(node: Any) -> int:
@@ -128,6 +138,12 @@ def conv2d_max_pool2d(input: Tensor, weight: Tensor, bias: Any = None, *options:
 def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Any = None, *options: Any, **named: Any) -> Tensor:
     """max_pool2d(relu(conv2d(…)), 2), as relu(max_pool2d(conv2d(…), 2))."""
     return ops.relu(_best(), conv2d_max_pool2d(input, weight, bias, *options, **named))
+
+
+def max_pool2d(input: Tensor, **pooling: Any) -> Tensor:
+    """max_pool2d; options as torch.nn.functional.max_pool2d's, by name."""
+    out, _ = ops.max_pool2d(_best(), input, *shapes.max_pool2d(input, **pooling))
+    return out
 
 
 def linear(input: Tensor, weight: Tensor, bias: Any = None) -> Tensor:

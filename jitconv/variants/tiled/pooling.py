@@ -1,8 +1,6 @@
-"""max_pool2d: windows of 2×2 side by side on vector registers, and the gradient of windows that do not overlap.
+"""max_pool2d on vector registers, and its gradient: 2×2 windows side by side, which memory bounds, and all others."""
 
-All are bound by memory, which they pass through once.
-"""
-
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +10,7 @@ from numba.extending import intrinsic
 
 from jitconv.variants.simd import INDEX, INT, Code, Tile, lanes
 from jitconv.variants.tiled.product import NONE, ONE, clear, inner, share
+from jitconv.variants.tiled.shifts import inside
 from jitconv.variants.workers import each_worker
 
 
@@ -139,6 +138,108 @@ def spread_2x2(typing, grad, indices, o, n, W, first, out, i):
     return types.void(grad, indices, types.intp, types.intp, types.intp, types.intp, out, types.intp), code
 
 
+@intrinsic
+def no_maxima(typing, x):
+    """−∞ in one register, and the index −1 in another."""
+    tile = Tile(x.dtype, 1, 2)
+
+    def code(context, builder, signature, args):
+        emit, number = Code(context, builder, tile), ir.IntType(tile.dtype.bitwidth)
+        total = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        total = emit.set(total, 0, ir.Constant(tile.vector, [-math.inf] * tile.lanes))
+        none = ir.Constant(ir.VectorType(number, tile.lanes), [-1] * tile.lanes)
+        return emit.set(total, 1, builder.bitcast(none, tile.vector))
+
+    return tile(x), code
+
+
+@intrinsic
+def take_larger(typing, tile, x, i, step, place, begin, end):
+    """The tile with x[i + v·step] and its index, place + v·step, where it is the first, or larger, or NaN.
+
+    For begin ≤ v < end; step: 1 or 2, literally.
+    """
+    if not isinstance(step, types.IntegerLiteral):
+        return None
+    every = step.literal_value
+
+    def code(context, builder, signature, args):
+        emit, numbers = Code(context, builder, tile), ir.VectorType(ir.IntType(tile.dtype.bitwidth), tile.lanes)
+        total, x_value, i_value, _, place_value, begin_value, end_value = args
+
+        def among(first, begin, end):
+            return builder.and_(emit.mask(end, first), builder.not_(emit.mask(begin, first)))
+
+        def line(first):
+            address = emit.at(x, x_value, i_value, ir.Constant(INDEX, first))
+            pointer = builder.bitcast(address, tile.vector.as_pointer())
+            mask = among(first, *(builder.mul(n, ir.Constant(INDEX, every)) for n in (begin_value, end_value)))
+            if every == 2:  # not what follows the last number
+                mask = builder.and_(mask, ir.Constant(mask.type, [v % 2 == 0 for v in range(tile.lanes)]))
+            align, zero = ir.Constant(INT, tile.dtype.bitwidth // 8), ir.Constant(tile.vector, None)
+            return emit.call(f"llvm.masked.load.{emit.suffix}.p0", tile.vector, pointer, align, mask, zero)
+
+        value = line(0) if every == 1 else emit.deinterleave(line(0), line(tile.lanes))[0]
+        best, index = emit.get(total, 0), builder.bitcast(emit.get(total, 1), numbers)
+        here = builder.add(
+            emit.broadcast(builder.trunc(place_value, numbers.element)),
+            ir.Constant(numbers, [v * every for v in range(tile.lanes)]),
+        )
+        wins = builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
+        wins = builder.or_(wins, builder.icmp_signed("<", index, ir.Constant(numbers, [0] * tile.lanes)))
+        wins = builder.and_(wins, among(0, begin_value, end_value))
+        total = emit.set(total, 0, builder.select(wins, value, best))
+        return emit.set(total, 1, builder.bitcast(builder.select(wins, here, index), tile.vector))
+
+    return tile(tile, x, types.intp, step, *(types.intp,) * 3), code
+
+
+@intrinsic
+def store_maxima(typing, tile, out, o, indices, p, n):
+    """out[o + v], indices[p + v]: the tile's maxima, and their indices."""
+
+    def code(context, builder, signature, args):
+        emit, number = Code(context, builder, tile), ir.IntType(tile.dtype.bitwidth)
+        total, out_value, o_value, indices_value, p_value, n_value = args
+        index = builder.bitcast(emit.get(total, 1), ir.VectorType(number, tile.lanes))
+        emit.store(emit.get(total, 0), emit.at(out, out_value, o_value), n_value)
+        if tile.dtype.bitwidth < INDEX.width:
+            index = builder.sext(index, ir.VectorType(INDEX, tile.lanes))
+        _store_indices(emit, index, emit.at(indices, indices_value, p_value), n_value)
+        return context.get_dummy_value()
+
+    return types.void(tile, out, types.intp, indices, types.intp, types.intp), code
+
+
+def max_pool2d_of_any(team, workers, x, kernel_size, stride, padding, dilation, out, indices):
+    """z[n, c, row, col] = max over the window, and its index, a register of columns at a time; for strides 1 and 2."""
+    each_worker(team, workers, _any_windows, (x, kernel_size, stride, padding, dilation, out, indices))
+
+
+@inner
+def _any_windows(worker, workers, x, kernel_size, stride, padding, dilation, out, indices):
+    (H, W), (H_out, W_out), (K_h, K_w), lane = x.shape[2:], out.shape[2:], kernel_size, lanes(x)
+    source, (maxima, places, kept, _) = x.reshape(-1), results_of(out, indices)
+    blocks = (W_out + lane - 1) // lane
+    columns = np.empty((blocks * K_w, 3), np.int64)  # of a block's first window and each tap, and who is on the image
+    for b in range(blocks * K_w):
+        columns[b, 0] = b // K_w * lane * stride[1] - padding[1] + b % K_w * dilation[1]
+        columns[b, 1:] = inside(columns[b, 0], stride[1], W, min(lane, W_out - b // K_w * lane))
+    begin, end = share(out.shape[0] * out.shape[1] * H_out, worker, workers, ONE)
+    for index in range(begin * blocks, end * blocks):
+        line, block = index // blocks, index % blocks
+        plane, top, tile = line // H_out * H * W, line % H_out * stride[0] - padding[0], no_maxima(source)
+        for m in range(top, top + K_h * dilation[0], dilation[0]):
+            for j in range(block * K_w, block * K_w + K_w if 0 <= m < H else 0):
+                at, first, last = m * W + columns[j, 0], columns[j, 1], columns[j, 2]
+                if stride[1] == 1:
+                    tile = take_larger(tile, source, plane + at, 1, at, first, last)
+                else:
+                    tile = take_larger(tile, source, plane + at, 2, at, first, last)
+        o = line * W_out + block * lane
+        store_maxima(tile, maxima, o, places, o * kept, W_out - block * lane)
+
+
 def max_pool2d(team, workers, x, kernel_size, stride, padding, dilation, out, indices):
     """z[n, c, row, col] = max over the window, and its index; for windows of 2×2, whole and side by side."""
     each_worker(team, workers, _windows, (x, out, indices))
@@ -186,7 +287,7 @@ def spread_whole_windows(team, workers, grad, indices, kernel_size, stride, padd
 
 
 def spread_windows(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
-    """∂x = ∂z where the window's maximum was, 0 elsewhere; for windows of which no two share a pixel."""
+    """∂x = Σ ∂z of the windows whose maximum was there, in rising order."""
     each_worker(team, workers, _give_back, (grad, indices, out))
 
 
@@ -208,7 +309,6 @@ def _spread_windows(worker, workers, grad, indices, out):
 
 @inner
 def _give_back(worker, workers, grad, indices, out):
-    """Each window writes only where its own maximum is, so no two write to one place."""
     size, windows = out.shape[2] * out.shape[3], grad.shape[2] * grad.shape[3]
     source, places, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
     begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
@@ -218,4 +318,4 @@ def _give_back(worker, workers, grad, indices, out):
         for window in range(plane * windows, (plane + 1) * windows):
             place = places[window]
             if 0 <= place < size:
-                mine[place] = source[window]
+                mine[place] += source[window]

@@ -32,6 +32,7 @@ MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of
 FULL = 0.7  # of the lanes, from which on channels belong into them
 FEW_TERMS = 128  # of a 1×1 filter, up to which pixels stay in the lanes
 POOLED_TERMS = 2 * SHORT_BLOCK  # of a sum whose result is pooled in registers: of longer ones that saves nothing
+MOST_PIXELS = 1 << 31  # of an image whose indices fit into the lanes of a register of float32
 LONGEST = 9216  # terms of a sum that blocked.py adds up within the bound; products have one level of blocks more
 
 plain = get("jit-parallel").ops
@@ -127,14 +128,13 @@ def whole_windows(size: Any, out_size: Any, pooling: Any) -> bool:
 
 def choose_max_pool2d(arrays: Any, constants: Any) -> Callable[..., Any]:
     (x_shape, _), (out_shape, _), *_ = arrays
-    return WINDOWS if whole_windows(x_shape[2:], out_shape[2:], constants) else _with_indices
+    if whole_windows(x_shape[2:], out_shape[2:], constants):
+        return WINDOWS
+    return ANY_WINDOWS if constants[1][1] <= 2 and math.prod(x_shape[2:]) < MOST_PIXELS else _with_indices
 
 
 def choose_max_pool2d_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
     (grad_shape, _), _, (x_shape, _) = arrays
-    kernel_size, stride, _, dilation = constants
-    if any((k - 1) * d >= s for k, d, s in zip(kernel_size, dilation, stride, strict=True)):
-        return plain["max_pool2d_grad_input"]  # windows overlap
     return SPREAD[whole_windows(x_shape[2:], grad_shape[2:], constants)]
 
 
@@ -193,6 +193,7 @@ def _two_ops_of_plain_loops(x: Any, weight: Any, bias: Any, *args: Any) -> None:
 
 
 WINDOWS = Tiled(pooling.max_pool2d, None, recordable=True)
+ANY_WINDOWS = Tiled(pooling.max_pool2d_of_any, None, recordable=True)
 SPREAD = {True: Tiled(pooling.spread_whole_windows, None), False: Tiled(pooling.spread_windows, None)}
 POOLED = Pooled(fused.conv2d_max_pool2d, None, recordable=True)
 
