@@ -17,8 +17,8 @@ sys.path[:0] = [str(RUNGS), str(DOCS.parent)]
 STEPS = {
     "1_interpreted": (
         "The equation, interpreted",
-        "A convolution is a sum over channels and taps for every output. Python takes each multiply-add as a dozen "
-        "calls: find the types, find the methods, make objects for the results.",
+        "A convolution is a sum over channels and taps, the numbers of a filter, for every output. Python takes each "
+        "multiply-add as a dozen calls: find the types, find the methods, make objects for the results.",
         "There is no machine code of ours: the processor runs the interpreter.",
         ("for n in", "out["),
     ),
@@ -123,7 +123,8 @@ All numbers are from one run on one core{machine}, written by [make_ladder.py](m
 timed its result is compared with torch's in double precision. The first step computes one image; its time is scaled up.
 Speed-ups are over the last step before that has the layer.
 
-Counts of instructions are of the innermost loop with most vector multiply-adds, from the machine code; loads inside a
+A multiply-add counts as two operations, and only those of the equation count. A vector register holds several numbers,
+one in each of its lanes, and a vector multiply-add computes with all of them at once. Counts of instructions are of the innermost loop with most vector multiply-adds, from the machine code; loads inside a
 multiply-add count too. `python -m benchmarks.instructions` counts those of the package itself.
 
 [kernels.md](kernels.md) goes on: how the package's own kernels do it, gradients, other layers and GPUs included."""
