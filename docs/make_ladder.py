@@ -121,10 +121,11 @@ the convolution of the digits, of one channel, and one from the middle of a ResN
 All numbers are from one run on one core{machine}, written by [make_ladder.py](make_ladder.py) from
 [ladder.json](ladder.json). The peak is what multiply-adds on numbers in registers reach on that core. Before a step is
 timed its result is compared with torch's in double precision. The first step computes one image; its time is scaled up.
-Speed-ups are over the last step before that has the layer.
+Speed-ups are over the last step before that has the layer. A multiply-add counts as two operations, and only those of
+the equation count.
 
-A multiply-add counts as two operations, and only those of the equation count. A vector register holds several numbers,
-one in each of its lanes, and a vector multiply-add computes with all of them at once. Counts of instructions are of the innermost loop with most vector multiply-adds, from the machine code; loads inside a
+A vector register holds several numbers, one in each of its lanes, and a vector multiply-add computes with all of them at
+once. Counts of instructions are of the innermost loop with most of these, from the machine code; loads inside a
 multiply-add count too. `python -m benchmarks.instructions` counts those of the package itself.
 
 [kernels.md](kernels.md) goes on: how the package's own kernels do it, gradients, other layers and GPUs included."""
