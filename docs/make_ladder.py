@@ -124,8 +124,8 @@ timed its result is compared with torch's in double precision. The first step co
 Speed-ups are over the last step before that has the layer. A multiply-add counts as two operations, and only those of
 the equation count.
 
-A vector register holds several numbers, one in each of its lanes, and a vector multiply-add computes with all of them at
-once. Counts of instructions are of the innermost loop with most of these, from the machine code; loads inside a
+A vector register holds several numbers, one in each of its lanes, and a vector multiply-add computes with all of them
+at once. Counts of instructions are of the innermost loop with most of these, from the machine code; loads inside a
 multiply-add count too. `python -m benchmarks.instructions` counts those of the package itself.
 
 [kernels.md](kernels.md) goes on: how the package's own kernels do it, gradients, other layers and GPUs included."""
