@@ -30,7 +30,7 @@ Steps = tuple[
     int, int, int, int
 ]  # from an output channel's weights, an input channel's and a group's to the next; taps
 
-PIXELS = (14, 7) if REGISTERS == 32 else (6, 4)  # of a tile with two vectors: few lines are 7 or 21 pixels wide
+PIXELS = (14, 13, 8, 7, 4) if REGISTERS == 32 else (6, 4)  # of a tile: lines of 13 or 7, or of 2ⁿ, fill no tile of 14
 TERMS, MOST_TERMS = 144, 200  # of a sum that are added up on their own: as many as 16 channels of 3×3 taps have,
 SHORT_TERMS, FEW_TERMS = 72, 384  # and so many where all are so few that their rounding errors hardly even out
 MANY = 1 << 30
