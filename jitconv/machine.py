@@ -100,7 +100,9 @@ def problems() -> list[str]:
     if _load() > cores() + 0.5:
         found.append("other programs use the cores, so times will be far too long: wait until they are done")
     if importlib.util.find_spec("pytest_benchmark") is None or importlib.util.find_spec("altair") is None:
-        found.append("the benchmarks and the report need more packages: pip install 'jitconv[study]'")
+        found.append(
+            "the report needs more packages: pip install 'jitconv[study]'; benchmarks also need the repository"
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from jitconv import machine
 from jitconv.plan import program
 from jitconv.train import Config, Run
 from jitconv.variants import compiling
+from tests import soak
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -163,3 +164,20 @@ def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, monkey
     monkeypatch.setattr("jitconv.train.os.fsync", noted)
     monkeypatch.setattr("jitconv.train.os.replace", checked)
     train(tmp_path, epochs=1)
+
+
+def test_a_short_soak_holds_no_more_at_its_end() -> None:
+    """A long one is `python -m tests.soak --calls 100000`."""
+    run = [sys.executable, "-m", "tests.soak", "--calls", "1000"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" calls ") == 10
+
+
+def test_a_soak_finds_what_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = []
+    monkeypatch.setattr(soak.Soak, "call", lambda soak, number: kept.append(b"1" * 2**20))
+    with pytest.raises(SystemExit) as ended:
+        soak.main(["--calls", "20", "--threads", "1"])
+    assert ended.value.code == 1
+    assert "memory grew by 16" in capsys.readouterr().out
