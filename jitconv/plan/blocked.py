@@ -9,7 +9,7 @@ from jitconv import shapes
 from jitconv.plan import nodes
 from jitconv.plan.canonical import shape
 from jitconv.plan.kernels import (
-    Bound,
+    KernelCall,
     activated,
     bias_of,
     bounds,
@@ -25,7 +25,7 @@ from jitconv.variants.simd import lanes_of
 from jitconv.variants.tiled import blocked, windows
 
 
-def conv2d(low: Any, node: Node) -> list[Bound]:
+def conv2d(low: Any, node: Node) -> list[KernelCall]:
     x, weight, bias, convolution, residual, activation = [*node.args, None, None][:6]
     stride, padding, dilation, _ = geometry(x, weight, convolution)
     source, target = ("blocked" if each in low.blocked else "nchw" for each in (x, node))
@@ -37,13 +37,13 @@ def conv2d(low: Any, node: Node) -> list[Bound]:
         whole = low.out_block(low.inside[node][0])
         kernel.put_images_apart(math.prod(whole.shape[1:]))
     image = low.block(x) if x in low.blocked else low.array(x)
-    rest = None if residual is None else low.block(residual) if node in low.blocked else low.array(residual)
+    added = None if residual is None else low.block(residual) if node in low.blocked else low.array(residual)
     packed = low.packed(weight, kernel.pack)
     out = low.out_block(node) if node in low.blocked else low.out(node)
     flops = multiply_adds(out._replace(shape=shape(node)), weight)
     name = "depthwise conv2d, blocked" if kernel.depthwise else "conv2d, blocked"
-    args = [image, packed, bias_of(low, bias, weight), rest, out]
-    return [Bound(name, kernel, args, flops, fixed=fixed(low, weight, bias))]
+    args = [image, packed, bias_of(low, bias, weight), added, out]
+    return [KernelCall(name, kernel, args, flops, fixed=fixed(low, weight, bias))]
 
 
 def _epilogue(activation: nodes.Activation) -> Any:
@@ -56,16 +56,16 @@ def _epilogue(activation: nodes.Activation) -> Any:
             return name
 
 
-def max_pool2d(low: Any, node: Node) -> list[Bound]:
+def max_pool2d(low: Any, node: Node) -> list[KernelCall]:
     x, pooling = node.args
     kernel, stride, padding, dilation, size = shapes.pooling(shape(x), *pooling)
     each = zip(shape(x)[2:], size, kernel, stride, padding, dilation, strict=True)
     rows, columns = (windows.windows(*axis) for axis in each)
     args = [flat(low.block(x)), shape(x)[3], rows, columns, dilation, flat(low.out_block(node))]
-    return [Bound("max_pool2d, blocked", windows.MAX_POOL2D, args)]
+    return [KernelCall("max_pool2d, blocked", windows.MAX_POOL2D, args)]
 
 
-def avg_pool2d(low: Any, node: Node) -> list[Bound]:
+def avg_pool2d(low: Any, node: Node) -> list[KernelCall]:
     x, (kernel, stride, padding, _, counts_padding, divisor) = node.args
     size, out_size = shape(x)[2:], shape(node)[2:]
     each = zip(size, out_size, kernel, stride, padding, (1, 1), strict=True)
@@ -78,44 +78,44 @@ def avg_pool2d(low: Any, node: Node) -> list[Bound]:
     return _averages(low, node, x, axes, divisors)
 
 
-def adaptive_avg_pool2d(low: Any, node: Node) -> list[Bound]:
+def adaptive_avg_pool2d(low: Any, node: Node) -> list[KernelCall]:
     x, _ = node.args
     axes = [windows.adaptive(*axis) for axis in zip(shape(x)[2:], shape(node)[2:], strict=True)]
     return _averages(low, node, x, axes, np.outer(*(axis[:, 1] - axis[:, 0] for axis in axes)))
 
 
-def _averages(low: Any, node: Node, x: Node, axes: list[Any], divisors: Any) -> list[Bound]:
+def _averages(low: Any, node: Node, x: Node, axes: list[Any], divisors: Any) -> list[KernelCall]:
     source, out = flat(low.block(x)), flat(low.out_block(node))
     args = [source, shape(x)[3], *axes, divisors.reshape(-1).astype(source.dtype), out]
-    return [Bound("avg_pool2d, blocked", windows.AVG_POOL2D, args)]
+    return [KernelCall("avg_pool2d, blocked", windows.AVG_POOL2D, args)]
 
 
-def affine(low: Any, node: Node) -> list[Bound]:
+def affine(low: Any, node: Node) -> list[KernelCall]:
     x, scale, shift, activation = [*node.args, None][:4]
     low_high = bounds(activation) or (-math.inf, math.inf)
     out = low.out_block(node)
     padded = [low.packed(each, _whole_blocks) for each in (scale, shift)]
     args = [flat(low.block(x)), *padded, math.prod(shape(x)[2:]), *low_high, flat(out)]
-    return [Bound("affine, blocked", windows.AFFINE, args), *smooth(out, activation)]
+    return [KernelCall("affine, blocked", windows.AFFINE, args), *smooth(out, activation)]
 
 
-def add(low: Any, node: Node) -> list[Bound]:
+def add(low: Any, node: Node) -> list[KernelCall]:
     x, y, activation = [*node.args, None][:3]
     out = low.out_block(node)
     args = [flat(low.block(x)), flat(low.block(y)), *(bounds(activation) or (-math.inf, math.inf)), flat(out)]
-    return [Bound("add, blocked", windows.ADD, args), *smooth(out, activation)]
+    return [KernelCall("add, blocked", windows.ADD, args), *smooth(out, activation)]
 
 
-def activate(low: Any, node: Node) -> list[Bound]:
+def activate(low: Any, node: Node) -> list[KernelCall]:
     x, activation = node.args
     out = low.out_block(node)
     return activated(low.block(x), activation, out)
 
 
-def scale(low: Any, node: Node) -> list[Bound]:
+def scale(low: Any, node: Node) -> list[KernelCall]:
     x, factors = node.args
     args = [flat(low.block(x)), flat(low.block(factors)), math.prod(shape(x)[2:]), flat(low.out_block(node))]
-    return [Bound("scale, blocked", windows.SCALE, args)]
+    return [KernelCall("scale, blocked", windows.SCALE, args)]
 
 
 def _whole_blocks(values: Any) -> Any:
@@ -123,7 +123,7 @@ def _whole_blocks(values: Any) -> Any:
     return np.pad(values, (0, -values.size % lanes_of(values.dtype)))
 
 
-BINDERS = {
+BLOCKED_BINDERS = {
     nodes.conv2d: conv2d,
     nodes.max_pool2d: max_pool2d,
     nodes.avg_pool2d: avg_pool2d,

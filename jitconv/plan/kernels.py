@@ -10,18 +10,18 @@ import torch
 
 from jitconv import shapes
 from jitconv.compat import schema_of
+from jitconv.op import SMALL
 from jitconv.plan import buffers, layout, nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
 from jitconv.variants.tiled import blocked, gemv, windows
 
-FEW_CHANNELS = 16
-SMALL = 2048  # numbers in all arrays of a call: a second core would save less than the time that it takes to start
+TORCH_CHANNELS = 16  # of a convolution: with so many, a training step has torch compute it
 
 
 @dataclass
-class Bound:
+class KernelCall:
     """A kernel and its arguments: Arrays and constants, the arrays that it fills last; else see lower.Step."""
 
     name: str
@@ -32,8 +32,8 @@ class Bound:
     fixed: bool = True
 
 
-def bound(low: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
-    """The variant's kernel of an op, chosen for the shapes of its arrays, and weights packed, if it asks for that."""
+def bind(low: Any, op: str, args: list[Any], flops: int = 0) -> KernelCall:
+    """The call of the variant's kernel for these shapes, with weights packed if it asks for that."""
     kernel = low.variant.ops[op]
     arrays = [(a.shape, a.dtype) for a in args if isinstance(a, (Array, np.ndarray))]
     if hasattr(kernel, "bind"):
@@ -43,7 +43,7 @@ def bound(low: Any, op: str, args: list[Any], flops: int = 0) -> Bound:
     args = [low.packed(a.buffer.key, of_weights[i]) if i in of_weights else a for i, a in enumerate(args)]
     if len(of_weights) < len(packs):
         kernel = _packing({i: pack for i, pack in packs.items() if i not in of_weights}, kernel)
-    return Bound(op, kernel, args, flops, sum(math.prod(shape) for shape, _ in arrays) <= SMALL)
+    return KernelCall(op, kernel, args, flops, sum(math.prod(shape) for shape, _ in arrays) <= SMALL)
 
 
 def _packing(packs: dict[int, Callable[[Any], Any]], kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,27 +80,27 @@ def _numpy(node: Node) -> np.dtype[Any]:
 
 
 def multiply_adds(out: Array, weight: Node) -> int:
-    """Flops of a convolution or linear: two for each weight and place of the output that it meets."""
+    """Flops of a convolution or linear: two for each weight and pixel of the output that it meets."""
     filters, *taps = shape(weight)
-    places = int(np.prod(out.shape)) // filters
-    return 2 * places * filters * int(np.prod(taps))
+    pixels = int(np.prod(out.shape)) // filters
+    return 2 * pixels * filters * int(np.prod(taps))
 
 
-def conv2d(low: Any, node: Node) -> list[Bound] | None:
+def conv2d(low: Any, node: Node) -> list[KernelCall] | None:
     x, weight, bias, convolution, residual, activation = [*node.args, None, None][:6]
-    if low.training and shape(weight)[1] >= FEW_CHANNELS:
+    if low.training and shape(weight)[1] >= TORCH_CHANNELS:
         return None  # torch's, whose weights need not be packed after each step
     variant, out = low.variant, low.out(node)
     image, target = images(low.array(x)), images(out)
     args = [image, low.array(weight), bias_of(low, bias, weight), *geometry(x, weight, convolution)[:3], target]
     fused = activation == ("relu",) and residual is None and "conv2d_relu" in variant.ops
-    steps = [bound(low, "conv2d_relu" if fused else "conv2d", args, multiply_adds(target, weight))]
+    steps = [bind(low, "conv2d_relu" if fused else "conv2d", args, multiply_adds(target, weight))]
     if residual is not None:
         return steps + add_arrays(out, low.array(residual), activation, out)
     return steps + ([] if fused else activated(out, activation, out))
 
 
-def conv2d_max_pool2d(low: Any, node: Node) -> list[Bound] | None:
+def conv2d_max_pool2d(low: Any, node: Node) -> list[KernelCall] | None:
     x, weight, bias, convolution, pooling = node.args
     variant, image = low.variant, images(low.array(x))
     conv, target = geometry(x, weight, convolution), images(low.out(node))
@@ -110,12 +110,12 @@ def conv2d_max_pool2d(low: Any, node: Node) -> list[Bound] | None:
     flops = multiply_adds(buffers.new(between, image.dtype), weight)
     if "conv2d_max_pool2d" in variant.ops:
         indices = _indices(variant.ops["conv2d_max_pool2d"], target)
-        pooled = bound(low, "conv2d_max_pool2d", [*filters, conv.size, *pool[:4], target, indices], flops)
+        pooled = bind(low, "conv2d_max_pool2d", [*filters, conv.size, *pool[:4], target, indices], flops)
         pooled.fixed = fixed(low, weight, bias)
         return [pooled]
     z = buffers.new(between, image.dtype)
-    pooled = bound(low, "max_pool2d", [z, *pool[:4], target, buffers.new(target.shape, np.int64)])
-    return [bound(low, "conv2d", [*filters, z], flops), pooled]
+    pooled = bind(low, "max_pool2d", [z, *pool[:4], target, buffers.new(target.shape, np.int64)])
+    return [bind(low, "conv2d", [*filters, z], flops), pooled]
 
 
 def _indices(kernel: Any, out: Array) -> Any:
@@ -125,12 +125,12 @@ def _indices(kernel: Any, out: Array) -> Any:
     return buffers.new(out.shape, np.int64)
 
 
-def max_pool2d(low: Any, node: Node) -> list[Bound] | None:
+def max_pool2d(low: Any, node: Node) -> list[KernelCall] | None:
     x, pooling = node.args
     image, target = images(low.array(x)), images(low.out(node))
     pool = shapes.pooling(image.shape, *pooling)
     return [
-        bound(
+        bind(
             low,
             "max_pool2d",
             [image, *pool[:4], target, _indices(low.variant.ops["max_pool2d"], target)],
@@ -138,7 +138,7 @@ def max_pool2d(low: Any, node: Node) -> list[Bound] | None:
     ]
 
 
-def linear(low: Any, node: Node) -> list[Bound] | None:
+def linear(low: Any, node: Node) -> list[KernelCall] | None:
     x, weight, bias, activation = [*node.args, None][:4]
     O, I = shape(weight)
     rows, out = low.array(x), low.out(node)
@@ -147,17 +147,17 @@ def linear(low: Any, node: Node) -> list[Bound] | None:
     limits = bounds(activation)
     if x2.shape[0] == 1 and weight in low.static and limits and layout.is_tiled(low.variant):
         args = [flat(x2), low.packed(weight, gemv.pack), bias_of(low, bias, weight), *limits, flat(out2)]
-        return [Bound("linear of one image", gemv.GEMV, args, multiply_adds(out2, weight))]
+        return [KernelCall("linear of one image", gemv.GEMV, args, multiply_adds(out2, weight))]
     fused = activation == ("relu",) and "linear_relu" in low.variant.ops
     args = [x2, low.array(weight), bias_of(low, bias, weight), out2]
-    steps = [bound(low, "linear_relu" if fused else "linear", args, multiply_adds(out2, weight))]
+    steps = [bind(low, "linear_relu" if fused else "linear", args, multiply_adds(out2, weight))]
     return steps + ([] if fused else activated(out, activation, out))
 
 
-def activate(low: Any, node: Node) -> list[Bound] | None:
+def activate(low: Any, node: Node) -> list[KernelCall] | None:
     x, activation = node.args
     if activation == ("relu",) and not layout.is_tiled(low.variant):
-        return [bound(low, "relu", [flat(low.array(x)), flat(low.out(node))])]
+        return [bind(low, "relu", [flat(low.array(x)), flat(low.out(node))])]
     return activated(low.array(x), activation, low.out(node))
 
 
@@ -165,15 +165,15 @@ def flat(array: Array) -> Array:
     return array._replace(shape=(int(np.prod(array.shape)),))
 
 
-def softmax(low: Any, node: Node) -> list[Bound] | None:
+def softmax(low: Any, node: Node) -> list[KernelCall] | None:
     x, dim = node.args
     size = shape(node)
     by_class = int(np.prod(size[:dim])), size[dim], int(np.prod(size[dim + 1 :]))
     args = [low.array(x)._replace(shape=by_class), low.out(node)._replace(shape=by_class)]
-    return [bound(low, node.target.__name__, args)]
+    return [bind(low, node.target.__name__, args)]
 
 
-def concat(low: Any, node: Node) -> list[Bound] | None:
+def concat(low: Any, node: Node) -> list[KernelCall] | None:
     parts, dim = node.args
     blocked = node in low.blocked
     whole = low.out_block(node) if blocked else low.arrays.get(node) or low.out(node)
@@ -186,7 +186,7 @@ def concat(low: Any, node: Node) -> list[Bound] | None:
         # the same buffer is not enough: both may be parts of a larger concatenation, in different places
         if array.buffer is not whole.buffer or array.offset != place:
             source = array._replace(shape=(outer, width))
-            steps.append(Bound("copy", copy_columns, [source, whole._replace(shape=(outer, row)), at, at + width]))
+            steps.append(KernelCall("copy", copy_columns, [source, whole._replace(shape=(outer, row)), at, at + width]))
         at += width
     return steps
 
@@ -195,14 +195,14 @@ def copy_columns(source: Any, target: Any, first: int, last: int) -> None:
     target[:, first:last] = source
 
 
-def add(low: Any, node: Node) -> list[Bound] | None:
+def add(low: Any, node: Node) -> list[KernelCall] | None:
     x, y, activation = [*node.args, None][:3]
     return add_arrays(low.array(x), low.array(y), activation, low.out(node))
 
 
-def add_arrays(x: Array, y: Array, activation: nodes.Activation, out: Array) -> list[Bound]:
+def add_arrays(x: Array, y: Array, activation: nodes.Activation, out: Array) -> list[KernelCall]:
     args = [flat(x), flat(y), *(bounds(activation) or (-math.inf, math.inf)), flat(out)]
-    return [Bound("add", windows.ADD, args, small=_is_small(x, y, out)), *smooth(out, activation)]
+    return [KernelCall("add", windows.ADD, args, small=_is_small(x, y, out)), *smooth(out, activation)]
 
 
 def bounds(activation: nodes.Activation) -> tuple[float, float] | None:
@@ -217,27 +217,27 @@ def bounds(activation: nodes.Activation) -> tuple[float, float] | None:
     return None
 
 
-def activated(x: Array, activation: nodes.Activation, out: Array) -> list[Bound]:
+def activated(x: Array, activation: nodes.Activation, out: Array) -> list[KernelCall]:
     """out = activation(x), by a pass of its own; x may be out."""
     limits, steps = bounds(activation), []
     if x is not out or limits not in (None, (-math.inf, math.inf)):
         name, limits = (activation[0] if activation and limits else "copy"), limits or (-math.inf, math.inf)
-        steps = [Bound(name, windows.BOUND, [flat(x), *limits, flat(out)], small=_is_small(x, out))]
+        steps = [KernelCall(name, windows.BOUND, [flat(x), *limits, flat(out)], small=_is_small(x, out))]
     return [*steps, *smooth(out, activation)]
 
 
-def smooth(out: Array, activation: nodes.Activation) -> list[Bound]:
+def smooth(out: Array, activation: nodes.Activation) -> list[KernelCall]:
     """An activation that is no pair of bounds, in place."""
-    if activation not in nodes.SMOOTH:
+    if activation not in nodes.SMOOTH_ACTIVATIONS:
         return []
-    return [Bound(activation[0], blocked.SMOOTH[activation[0]], [flat(out)], small=_is_small(out))]
+    return [KernelCall(activation[0], blocked.SMOOTH[activation[0]], [flat(out)], small=_is_small(out))]
 
 
 def _is_small(*arrays: Array) -> bool:
     return sum(math.prod(array.shape) for array in arrays) <= SMALL
 
 
-Binder = Callable[[Any, Node], list[Bound] | None]
+Binder = Callable[[Any, Node], list[KernelCall] | None]
 
 
 def _only_blocked(low: Any, node: Node) -> None:
@@ -260,27 +260,27 @@ BINDERS: dict[Any, Binder] = {
     nodes.add: add,
 }
 
-FLAT = ("relu", "relu_grad_input")
-PLAIN = (
+ELEMENTWISE_OPS = ("relu", "relu_grad_input")
+OTHER_OPS = (
     "conv2d", "conv2d_relu", "conv2d_max_pool2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_bias",
     "max_pool2d", "max_pool2d_grad_input", "linear", "linear_relu", "linear_grad_input", "linear_grad_weight",
     "linear_grad_bias",
 )  # fmt: skip
 
 
-def OWN(low: Any, node: Node) -> list[Bound] | None:  # noqa: N802
+def own_op(low: Any, node: Node) -> list[KernelCall] | None:
     """jitconv's own operators as they are, in a training step: the tensors, the constants, the results."""
     schema = schema_of(node.target)
     op = schema.name.split("::")[1]
-    if op not in low.variant.ops or not (op in FLAT or op in PLAIN):
+    if op not in low.variant.ops or not (op in ELEMENTWISE_OPS or op in OTHER_OPS):
         return None
-    view = flat if op in FLAT else lambda array: array
+    view = flat if op in ELEMENTWISE_OPS else lambda array: array
     tensors: list[Any] = []
     constants: list[Any] = []
     for declared, given in zip(schema.arguments, node.args, strict=True):
         if "Tensor" in str(declared.type):
-            filled = np.zeros(shape(node.args[1])[0], _numpy(node.args[1])) if given is None else low.array(given)
-            tensors.append(view(filled) if isinstance(filled, Array) else filled)
+            array = np.zeros(shape(node.args[1])[0], _numpy(node.args[1])) if given is None else low.array(given)
+            tensors.append(view(array) if isinstance(array, Array) else array)
         elif declared.name not in ("size", "dim", "variant"):
             constants.append(tuple(given) if isinstance(given, (list, tuple)) else given)
     if len(schema.returns) == 1:
@@ -291,4 +291,4 @@ def OWN(low: Any, node: Node) -> list[Bound] | None:  # noqa: N802
             results.get(i) or buffers.new(tuple(v.shape), np.int64 if i else np.float32)
             for i, v in enumerate(value(node))
         ]
-    return [bound(low, op, [*tensors, *constants, *outs])]
+    return [bind(low, op, [*tensors, *constants, *outs])]

@@ -14,7 +14,7 @@ from jitconv.plan import blocked, buffers, layout, nodes
 from jitconv.plan.buffers import Array
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.capture import Source
-from jitconv.plan.kernels import BINDERS, OWN, Bound, flat
+from jitconv.plan.kernels import BINDERS, KernelCall, flat, own_op
 from jitconv.plan.nodes import Node
 from jitconv.variants import Variant
 from jitconv.variants.tiled.blocked import FROM_BLOCKED, TO_BLOCKED
@@ -81,7 +81,7 @@ class Lowering:
         (output,) = (node for node in graph.nodes if node.op == "output")
         self.outputs: list[Any] = list(output.args[0])
         self.roots = self._output_roots()
-        self.inside = _places_in_concats(graph, self.roots, self.blocked)
+        self.inside = _offsets_in_concats(graph, self.roots, self.blocked)
         for node in graph.nodes:
             self._lower(node)
         self.shares = self._shared()
@@ -184,15 +184,15 @@ class Lowering:
             return
         if node.target is operator.getitem and node in self.arrays:
             return
-        bound = self._bind(node)
-        if bound is None:
+        calls = self._bind(node)
+        if calls is None:
             for each in node.all_input_nodes:
                 if each in self.blocks:
                     self.array(each)
             self.torchs[node] = set(node.all_input_nodes)
             self.steps.append(Step(node, _torch_name(node)))
             return
-        for each in bound:
+        for each in calls:
             self.steps.append(Step(node, each.name, each.args, each.kernel, each.flops, each.small, each.fixed))
         if node in self.roots and node in self.blocks:
             self.array(node)
@@ -202,12 +202,12 @@ class Lowering:
             return False
         return node in self.arrays or node in self.blocks or node.op == "placeholder"
 
-    def _bind(self, node: Node) -> list[Bound] | None:
+    def _bind(self, node: Node) -> list[KernelCall] | None:
         """The kernels for a node; None where there is none, or it takes what kernels do not."""
         if self.variant.whole:
             return None
-        own = str(node.target).startswith("jitconv.") and OWN
-        binder = BINDERS.get(node.target) or (own or None)
+        own_binder = str(node.target).startswith("jitconv.") and own_op
+        binder = BINDERS.get(node.target) or (own_binder or None)
         if binder is None:
             return None
         inputs = [value(n) for n in node.all_input_nodes]
@@ -218,7 +218,7 @@ class Lowering:
         if any(0 in v.shape for v in (*inputs, *results)):
             return None  # torch knows what becomes of nothing
         if node in self.blocked:
-            return blocked.BINDERS[node.target](self, node)
+            return blocked.BLOCKED_BINDERS[node.target](self, node)
         if self.blocked_input(node) and node.target is nodes.conv2d and layout.convolves(node):
             return blocked.conv2d(self, node)
         return binder(self, node)
@@ -296,16 +296,16 @@ def _lies_apart(part: Node) -> bool:
     if part.target is not nodes.conv2d or len(part.users) > 1:
         return False
     _, _, _, (*_, groups), residual, activation = [*part.args, None, None][:6]
-    return groups == 1 and residual is None and activation not in nodes.SMOOTH
+    return groups == 1 and residual is None and activation not in nodes.SMOOTH_ACTIVATIONS
 
 
-def _places_in_concats(graph: fx.Graph, roots: dict[Node, int], blocked: set[Node]) -> dict[Node, tuple[Node, int]]:
+def _offsets_in_concats(graph: fx.Graph, roots: dict[Node, int], blocked: set[Node]) -> dict[Node, tuple[Node, int]]:
     """Which nodes can be computed where a concatenation wants them: there, and so many numbers from its beginning.
 
     That is where the parts lie one after the other in memory, with one image or along the first dimension; of several
     images a blocked convolution's can lie apart, if only the concatenation reads them.
     """
-    places: dict[Node, tuple[Node, int]] = {}
+    offsets: dict[Node, tuple[Node, int]] = {}
     for node in reversed(graph.find_nodes(op="call_function", target=nodes.concat)):
         parts, dim = node.args
         together = all(n == 1 for n in shape(node)[:dim])
@@ -313,10 +313,10 @@ def _places_in_concats(graph: fx.Graph, roots: dict[Node, int], blocked: set[Nod
             continue  # torch computes it, in memory of its own
         offset = 0
         for part in parts:
-            kernel = part.op == "call_function" and part.target in BINDERS and part not in places
+            kernel = part.op == "call_function" and part.target in BINDERS and part not in offsets
             alike = (part in blocked) == (node in blocked)
             there = together or (part in blocked and _lies_apart(part))
             if kernel and alike and there and part not in roots and parts.count(part) == 1:
-                places[part] = (node, offset)
+                offsets[part] = (node, offset)
             offset += int(np.prod(shape(part)[dim:]))
-    return places
+    return offsets

@@ -3,7 +3,7 @@
 Rewrites (rewrite.py) put calls of these into the captured graph, so that a graph can be run as it stands after any of
 them; kernels.py then binds a kernel to each call. A call that gets none runs the function below: a torch step.
 
-activation, everywhere: None, ("relu",), ("clamp", low, high), or one of SMOOTH.
+activation, everywhere: None, ("relu",), ("clamp", low, high), or one of SMOOTH_ACTIVATIONS.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Node = Any  # an fx.Node, whose arguments' type would have to be narrowed at each use
 Activation = tuple[Any, ...] | None
-SMOOTH = {(each.__name__,): each for each in (F.hardswish, F.silu, torch.sigmoid, F.hardsigmoid)}
+SMOOTH_ACTIVATIONS = {(each.__name__,): each for each in (F.hardswish, F.silu, torch.sigmoid, F.hardsigmoid)}
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -27,7 +27,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return F.relu(x)
         case ("clamp", low, high):
             return torch.clamp(x, low, high)
-    return SMOOTH[activation](x)
+    return SMOOTH_ACTIVATIONS[activation](x)
 
 
 def conv2d(

@@ -41,9 +41,9 @@ class Weights:
         self.tensors: dict[Any, Tensor] = {
             node: tensor.detach() for (node, _), tensor in zip(program.weights, self.read, strict=True)
         }
-        for key, made in program.prepared.items():
-            args, kwargs = fx.node.map_aggregate((made.args, made.kwargs), self._value)
-            make = partial(made.target, *args, **kwargs)
+        for key, prepared in program.prepared.items():
+            args, kwargs = fx.node.map_aggregate((prepared.args, prepared.kwargs), self._value)
+            make = partial(prepared.target, *args, **kwargs)
             formula, of = program.formulas.get(key, (None, []))
             self.tensors[key] = kept([self.tensors[node] for node in of], formula, make) if of else make()
         self.contiguous = {key: self.tensors[key].contiguous() for key in program.weight_arrays}
@@ -106,13 +106,13 @@ class Program:
         def spelled(arg: Any) -> Any:
             if not isinstance(arg, fx.Node) and arg is not key:
                 return arg
-            made = self.prepared.get(arg)
-            if made is None:
+            prepared = self.prepared.get(arg)
+            if prepared is None:
                 sources.append(arg)
                 return "weight", tuple(arg.meta["val"].shape), arg.meta["val"].dtype
-            if made.target not in nodes.FOLDED:
+            if prepared.target not in nodes.FOLDED:
                 raise LookupError
-            return made.target, *map(spelled, made.args)
+            return prepared.target, *map(spelled, prepared.args)
 
         try:
             return spelled(key), sources
@@ -121,7 +121,7 @@ class Program:
 
     def timer(self, inputs: Sequence[Any]) -> Callable[[], list[float]]:
         """Return what runs once on these inputs, as a call does, and returns the seconds of each step."""
-        frame, weights = Frame(self, apart=True), self._refresh(inputs)
+        frame, weights = Frame(self, separate=True), self._refresh(inputs)
         frame.bind(weights)
         times: list[float] = []
 
@@ -181,13 +181,13 @@ class Frame:
     """The memory of one call at a time, and the steps bound to it: all that need not be done again is done here.
 
     calls: functions and their argument lists, run one after the other; steps that can be recorded are one call with
-    the recorded ones beside them, or `apart`. patches: for what lies elsewhere at each call, by the key of its buffer:
-    the places in argument lists that get a view of it; addresses: the numbers in recordings that are its address.
-    views: the nodes whose value it is.
+    the recorded ones beside them, or with `separate` one each.
+    For what lies elsewhere at each call, by the key of its buffer: patches: the positions in argument lists that get a
+    view of it; addresses: the numbers in recordings that are its address; views: the nodes whose value it is.
     """
 
-    def __init__(self, program: Program, apart: bool = False) -> None:
-        self.program, self.apart = program, apart
+    def __init__(self, program: Program, separate: bool = False) -> None:
+        self.program, self.separate = program, separate
         self.weights: Weights | None = None
         memory = torch.empty(program.arena + ALIGNMENT, dtype=torch.uint8)
         self.memory, self.start = prefer_huge_pages(memory).numpy(), -memory.data_ptr() % ALIGNMENT
@@ -205,16 +205,17 @@ class Frame:
             elif array.buffer.key is not node or array.buffer.kind == "output":
                 self.views.setdefault(array.buffer.key, []).append((node, array))
         keys = {array.buffer.key for array in program.arrays.values() if array.buffer.kind == "output"}
-        made = {key: array for key, array in program.arrays.items() if key in keys}
-        prototypes = [torch.empty((), dtype=key.meta["val"].dtype).expand(array.shape) for key, array in made.items()]
-        self.made = [*zip(made, prototypes, strict=True)]
-        self.simple = program.outputs == [*made] and all(len(self.views[key]) == 1 for key in made)
+        filled = {key: array for key, array in program.arrays.items() if key in keys}
+        self.prototypes = [
+            (key, torch.empty((), dtype=key.meta["val"].dtype).expand(array.shape)) for key, array in filled.items()
+        ]
+        self.simple = program.outputs == [*filled] and all(len(self.views[key]) == 1 for key in filled)
         if self.simple:  # the results are what kernels fill, and nothing else looks at them
-            for key in made:
+            for key in filled:
                 del self.views[key]
         read = {a.buffer.key for step in program.steps for a in step.args if isinstance(a, Array)} | self.views.keys()
-        self.read = [(node, index) for node, index in program.inputs if node in read]
-        self.seen = [(node, index) for node, index in program.inputs if node in program.torch_reads]
+        self.kernel_inputs = [(node, index) for node, index in program.inputs if node in read]
+        self.torch_inputs = [(node, index) for node, index in program.inputs if node in program.torch_reads]
 
     def _last_reads(self) -> dict[int, list[Node]]:
         """The torch steps' results that nobody needs any more, by the step that is the last to read them."""
@@ -224,10 +225,10 @@ class Frame:
             if step.is_torch:
                 last[step.node] = i
             last.update((node, i) for node in read if node in last)
-        kept = {node for node in program.outputs if isinstance(node, fx.Node)}
+        outputs = {node for node in program.outputs if isinstance(node, fx.Node)}
         dropped: dict[int, list[Node]] = {}
         for node, i in last.items():
-            if node not in kept:
+            if node not in outputs:
                 dropped.setdefault(i, []).append(node)
         return dropped
 
@@ -238,24 +239,24 @@ class Frame:
         for collected in (self.patches, self.addresses, self.calls, self.alone, self.recorded):
             collected.clear()
         stand_ins, last = self._stand_ins(), self._last_reads()
-        together: list[tuple[Recording, int]] = []
+        recorded: list[tuple[Recording, int]] = []
         dropped: list[Node] = []
         for i, step in enumerate(self.program.steps):
             own = self._recorded(step, stand_ins)
-            if together and (not own or self.apart):
-                self._add(RUN, [table(together)])
-                together = []
-            together += own
+            if recorded and (not own or self.separate):
+                self._add(RUN, [table(recorded)])
+                recorded = []
+            recorded += own
             if step.is_torch:
-                self._add(self._torch, [step, *_places(step.node)])
+                self._add(self._torch, [step, *_arguments_of(step.node)])
             elif not own:
                 self._add(step.kernel, self._arguments(step), step.small)
             dropped += last.get(i, ())
-            if dropped and not together:  # those that recorded steps read stay until these have run
+            if dropped and not recorded:  # those that recorded steps read stay until these have run
                 self._add(self._drop, dropped)
                 dropped = []
-        if together:
-            self._add(RUN, [table(together)])
+        if recorded:
+            self._add(RUN, [table(recorded)])
         if dropped:
             self._add(self._drop, dropped)
         for key, tensor in weights.contiguous.items():
@@ -318,22 +319,22 @@ class Frame:
         if self.weights is not weights:
             self.bind(weights)
         copies = []  # held until the end of the call
-        for node, index in self.read:
+        for node, index in self.kernel_inputs:
             tensor = inputs[index]
             if not tensor.is_contiguous():
                 tensor = tensor.contiguous()
                 copies.append(tensor)
             self._bind(node, tensor)
-        for node, index in self.seen:
+        for node, index in self.torch_inputs:
             self.values[node] = inputs[index]
-        made = []
-        for key, prototype in self.made:
+        filled = []
+        for key, prototype in self.prototypes:
             tensor = torch.empty_like(prototype)
             self._bind(key, tensor)
-            made.append(tensor)
+            filled.append(tensor)
         for function, args in self.calls if count() > 1 else self.alone:
             function(*args)
-        return made if self.simple else self._results(made)
+        return filled if self.simple else self._results()
 
     def _bind(self, key: Any, tensor: Tensor) -> None:
         """Let the steps find in this tensor what lies in the buffer of this key."""
@@ -349,17 +350,17 @@ class Frame:
             else:
                 self.values[node] = tensor
 
-    def _torch(self, step: Step, flat: bool, places: list[tuple[bool, Any]]) -> None:
-        """Run a torch step; kernels that read its result get it as it now lies in memory. See _places."""
+    def _torch(self, step: Step, flat: bool, arguments: list[tuple[bool, Any]]) -> None:
+        """Run a torch step; kernels that read its result get it as it now lies in memory. See _arguments_of."""
         node, values = step.node, self.values
         if flat:
-            args, kwargs = [values[arg] if is_node else arg for is_node, arg in places], node.kwargs
+            args, kwargs = [values[arg] if is_node else arg for is_node, arg in arguments], node.kwargs
         else:
             args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._value)
         try:
             result = node.target(*args, **kwargs)
         except Exception as error:
-            error.add_note(f"jitconv: in the step {step.name} of a plan{place(node)}")
+            error.add_note(f"jitconv: in the step {step.name} of a plan{source_line(node)}")
             raise
         if node in self.patches or node in self.addresses or node in self.views:
             result = result.contiguous()
@@ -373,7 +374,7 @@ class Frame:
         for node in nodes:
             self.values[node] = None
 
-    def _results(self, made: list[Tensor]) -> list[Any]:
+    def _results(self) -> list[Any]:
         results: list[Any] = []
         for node in self.program.outputs:
             value = self.values[node] if isinstance(node, fx.Node) else node
@@ -395,17 +396,17 @@ class Frame:
         return storage == self.memory.ctypes.data or storage in own
 
 
-def _places(node: Node) -> tuple[bool, list[tuple[bool, Any]]]:
+def _arguments_of(node: Node) -> tuple[bool, list[tuple[bool, Any]]]:
     """Whether all nodes among a call's arguments are arguments themselves, not parts of them; which ones are nodes."""
-    places = [(isinstance(arg, fx.Node), arg) for arg in node.args]
-    return len(node.all_input_nodes) == len({arg for is_node, arg in places if is_node}), places
+    arguments = [(isinstance(arg, fx.Node), arg) for arg in node.args]
+    return len(node.all_input_nodes) == len({arg for is_node, arg in arguments if is_node}), arguments
 
 
 def _result(arg: Any) -> bool:
     return isinstance(arg, Array) and arg.buffer.kind == "result"
 
 
-def place(node: Node) -> str:
+def source_line(node: Node) -> str:
     """Where in the model's source a node comes from: the innermost line that is not torch's."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     own = [line for line in lines if line.startswith("File ") and "/torch/" not in line]

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from jitconv import packing, variants
 from jitconv.compat import pytree, transform
+from jitconv.op import PLAIN
 from jitconv.plan.capture import Captured, capture
 from jitconv.plan.lower import Lowering
 from jitconv.plan.program import Program
 from jitconv.plan.rewrite import rewrite
 
-PLAIN = (Tensor, nn.Parameter)
-DTYPES = (torch.float32, torch.float64)
+FLOAT_DTYPES = (torch.float32, torch.float64)
 
 
 def build(captured: Captured, variant: variants.Variant, off: Collection[str] = ()) -> Program:
@@ -192,7 +192,7 @@ def _checked(name: str, leaf: Any) -> Any:
         raise TypeError(f"{name} must be a plain tensor, outside torch.func's transforms, got {type(leaf).__name__}")
     if not leaf.is_cpu:
         raise ValueError(f"{name} must be on the CPU, got {leaf.device}: move it, or convert the model for its device")
-    if leaf.is_floating_point() and leaf.dtype not in DTYPES:
+    if leaf.is_floating_point() and leaf.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float32 or float64, got {leaf.dtype}: cast it and the model")
     if leaf.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {leaf.layout}")

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from jitconv import ops, shapes, variants
+from jitconv.plan.kernels import TORCH_CHANNELS
 
-FEW_CHANNELS = 16
-
-CONV2D = (F.conv2d, torch.conv2d)
-LINEAR = (F.linear,)
-RELU = (F.relu, torch.relu, F.relu_, torch.relu_)
-MAX_POOL2D = (F.max_pool2d, torch.max_pool2d)
+CONV2D_FUNCTIONS = (F.conv2d, torch.conv2d)
+LINEAR_FUNCTIONS = (F.linear,)
+RELU_FUNCTIONS = (F.relu, torch.relu, F.relu_, torch.relu_)
+MAX_POOL2D_FUNCTIONS = (F.max_pool2d, torch.max_pool2d)
 
 
 def fuse(graph: fx.GraphModule) -> int:
@@ -27,11 +26,11 @@ def fuse(graph: fx.GraphModule) -> int:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not node.args:
             continue
-        if node.target in CONV2D and _few_channels(node):
+        if node.target in CONV2D_FUNCTIONS and _few_channels(node):
             count += _fuse_convolution(node)
-        elif node.target in MAX_POOL2D and _pooling(node) is not None:
+        elif node.target in MAX_POOL2D_FUNCTIONS and _pooling(node) is not None:
             count += _replace(node, max_pool2d, node.args[:1], _pooling(node))
-        elif node.target in LINEAR and _of_floats(node.args[0]):
+        elif node.target in LINEAR_FUNCTIONS and _of_floats(node.args[0]):
             count += _fuse_linear(node)
     graph.recompile()
     return count
@@ -43,7 +42,7 @@ def _few_channels(node: Any) -> bool:
         _of_floats(node.args[0])
         and value.dim() == 4
         and isinstance(value.shape[1], int)
-        and value.shape[1] < FEW_CHANNELS
+        and value.shape[1] < TORCH_CHANNELS
     )
 
 
@@ -67,8 +66,8 @@ def _next(node: Any, targets: tuple[Any, ...], method: str) -> Any:
 
 
 def _fuse_convolution(node: Any) -> int:
-    relu = _next(node, RELU, "relu")
-    pool = _next(relu or node, MAX_POOL2D, "")
+    relu = _next(node, RELU_FUNCTIONS, "relu")
+    pool = _next(relu or node, MAX_POOL2D_FUNCTIONS, "")
     if pool is None and relu is not None:
         return _replace(relu, conv2d_relu, node.args, node.kwargs)
     pooling = pool is not None and _side_by_side(pool)
@@ -100,17 +99,17 @@ def _side_by_side(pool: Any) -> bool:
 
 
 def _fuse_linear(node: Any) -> int:
-    relu = _next(node, RELU, "relu")
+    relu = _next(node, RELU_FUNCTIONS, "relu")
     return _replace(relu or node, linear_relu if relu is not None else linear, node.args, node.kwargs)
 
 
 def _replace(node: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> int:
     """Put a call in the place of a node, and of those before it that only led to it."""
     with node.graph.inserting_before(node):
-        made = node.graph.call_function(function, args, kwargs)
-    made.meta = dict(node.meta)
-    node.replace_all_uses_with(made)
-    while not node.users and node not in made.args:
+        replacement = node.graph.call_function(function, args, kwargs)
+    replacement.meta = dict(node.meta)
+    node.replace_all_uses_with(replacement)
+    while not node.users and node not in replacement.args:
         before = node.args[0]
         node.graph.erase_node(node)
         node = before
