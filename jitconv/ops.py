@@ -81,12 +81,12 @@ conv2d_grad_bias = Op(
     {"grad": lambda g, **v: g[None, :, None, None].expand(v["grad.shape"])},
 )
 
-WINDOWS = ("kernel_size", "stride", "padding", "dilation")
+POOLING = ("kernel_size", "stride", "padding", "dilation")
 max_pool2d = Op(
     "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
     lambda input, kernel_size, stride, padding, dilation, size: [(*input.shape[:2], *size)] * 2,
-    {"input": Step("max_pool2d_grad_input", "g", "indices", *WINDOWS, "input.shape")},
+    {"input": Step("max_pool2d_grad_input", "g", "indices", *POOLING, "input.shape")},
     saves="indices",
     batched="input",
 )

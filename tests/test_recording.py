@@ -67,6 +67,6 @@ def test_what_plain_loops_would_compute_is_not_recorded():
 
 
 def test_arguments_that_are_too_long_are_refused(monkeypatch):
-    monkeypatch.setattr(recording, "MOST", 16)
+    monkeypatch.setattr(recording, "MAX_BYTES", 16)
     with pytest.raises(RuntimeError, match="at most 16 bytes"):
         record(ASK, (np.array([8]),))

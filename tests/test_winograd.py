@@ -13,7 +13,7 @@ import jitconv
 from jitconv import adversary, functional, variants
 from jitconv.cases import CASES, normal
 from jitconv.variants.simd import lanes_of
-from jitconv.variants.winograd import Bound, bounds, pack_for
+from jitconv.variants.winograd import TiledConvolution, bounds, pack_for
 from jitconv.variants.winograd.table import BLOCK_BYTES, BLOCK_TILES, Geometry, blocking, method
 from jitconv.variants.winograd.transforms import POINTS, Square, input_tile, matrices, output_tile, weight_tile
 from jitconv.verify import Expected
@@ -156,9 +156,9 @@ def test_blocks_of_tiles_fit_the_cache(m: int) -> None:
 
 def test_weights_are_packed_by_one_function_for_one_way() -> None:
     one, other = (bound_to((N, 20, 23, 26), (35, 20, 3, 3), (N, 35, 23, 26)) for N in (1, 4))
-    assert isinstance(one, Bound)
+    assert isinstance(one, TiledConvolution)
     assert one.packs[1] is other.packs[1]
-    assert not isinstance(bound_to((1, 3, 23, 26), (35, 3, 3, 3), (1, 35, 23, 26)), Bound)
+    assert not isinstance(bound_to((1, 3, 23, 26), (35, 3, 3, 3), (1, 35, 23, 26)), TiledConvolution)
 
 
 def test_weights_that_change_in_place_are_transformed_anew() -> None:

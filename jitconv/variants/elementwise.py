@@ -28,7 +28,7 @@ from jitconv.variants.simd import INDEX, INT, Code, Tile
 # Of log 2: so many bits that its product with any exponent is exact, and the rest, of which math.log lacks the end.
 LN2_BITS = {32: 15, 64: 41}
 LN2_END = 2.3190468138462996e-17
-TERMS = {32: 7, 64: 13}  # of Σ rᵏ/k!, |r| ≤ log(2)/2: what is left out is below 0.15 ulp
+SERIES_TERMS = {32: 7, 64: 13}  # of Σ rᵏ/k!, |r| ≤ log(2)/2: what is left out is below 0.15 ulp
 RANGE = {32: (-104.5, 89.5), 64: (-746.0, 710.5)}  # beyond it e^a is 0 or ∞
 MANTISSA, BIAS = {32: 23, 64: 52}, {32: 127, 64: 1023}
 
@@ -42,12 +42,12 @@ class _Lanes(Code):
         self.integer = ir.VectorType(ir.IntType(self.bits), tile.lanes)
 
     def vectors(self, value):
-        return [self.get(value, place) for place in range(len(self.tile.registers))]
+        return [self.get(value, register) for register in range(len(self.tile.registers))]
 
     def result(self, vectors):
         value = ir.Constant(self.context.get_value_type(self.tile), ir.Undefined)
-        for place, vector in enumerate(vectors):
-            value = self.set(value, place, vector)
+        for register, vector in enumerate(vectors):
+            value = self.set(value, register, vector)
         return value
 
     def branches(self, n):
@@ -57,7 +57,7 @@ class _Lanes(Code):
 
     def firsts(self):
         """The number of each register's first lane."""
-        return [place * self.tile.lanes for place in range(len(self.tile.registers))]
+        return [register * self.tile.lanes for register in range(len(self.tile.registers))]
 
     def number(self, value):
         return ir.Constant(self.tile.vector, [value] * self.tile.lanes)
@@ -94,8 +94,8 @@ class _Lanes(Code):
         head = round(math.log(2) * 2.0 ** LN2_BITS[self.bits]) / 2.0 ** LN2_BITS[self.bits]
         r = self.fma(k, self.number(-head), x)
         r = self.fma(k, self.number(-(math.log(2) - head + LN2_END)), r)
-        power = self.number(1 / math.factorial(TERMS[self.bits]))
-        for term in reversed(range(TERMS[self.bits])):
+        power = self.number(1 / math.factorial(SERIES_TERMS[self.bits]))
+        for term in reversed(range(SERIES_TERMS[self.bits])):
             power = self.fma(power, r, self.number(1 / math.factorial(term)))
         exponent = builder.sub(builder.bitcast(shifted, self.integer), builder.bitcast(shift, self.integer))
         half = builder.ashr(exponent, self.whole(1))

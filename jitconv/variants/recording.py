@@ -17,7 +17,7 @@ from jitconv.variants.threads import Kernel
 from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.workers import ALONE, HEADER, NO_MEMORY, RECORD, call_work, start_work
 
-MOST = 1 << 12  # bytes of arguments
+MAX_BYTES = 1 << 12  # bytes of arguments
 ALL = 1 << 30  # workers: as many as there are
 
 
@@ -35,20 +35,20 @@ class Recording(NamedTuple):
 
 def record(kernel: Tiled, args: tuple[Any, ...]) -> Recording | None:
     """Record a kernel's call; None where the plain loops would have to compute it."""
-    room = np.zeros(HEADER + MOST // 8, np.int64)
-    room[0] = MOST
+    room = np.zeros(HEADER + MAX_BYTES // 8, np.int64)
+    room[0] = MAX_BYTES
     if kernel.function(RECORD, room.ctypes.data, *kernel.options, *args) is False:
         return None
     _, code, size = room[:HEADER].tolist()
-    if not 0 < size <= MOST:
-        raise RuntimeError(f"the arguments of a recorded call must be at most {MOST} bytes, got {size}")
+    if not 0 < size <= MAX_BYTES:
+        raise RuntimeError(f"the arguments of a recorded call must be at most {MAX_BYTES} bytes, got {size}")
     arguments: Any = room[HEADER : HEADER + -(-size // 8)]
     return Recording(code, arguments, memoryview(arguments), args)
 
 
 def table(recordings: list[tuple[Recording, int]]) -> np.ndarray:
     """What RUN takes: of recordings, which must be kept, each with the number of workers that it may have at most."""
-    lines = [(each.code, each.arguments.ctypes.data, most) for each, most in recordings]
+    lines = [(each.code, each.arguments.ctypes.data, max_workers) for each, max_workers in recordings]
     return np.array(lines, np.int64).reshape(-1)
 
 
@@ -57,9 +57,9 @@ def _failed(typing, arguments):
     """The first of the arguments, which becomes 0."""
 
     def code(context, builder, signature, args):
-        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        failed = builder.load(place)
-        builder.store(ir.Constant(ir.IntType(64), 0), place)
+        failed_at = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        failed = builder.load(failed_at)
+        builder.store(ir.Constant(ir.IntType(64), 0), failed_at)
         return failed
 
     return types.intp(types.intp), code

@@ -15,9 +15,10 @@ from jitconv.variants.compiling import registers
 from jitconv.variants.scalar import conv2d_at, linear_at, zero
 
 ROW = 32  # outputs of a convolution added up together: 4 registers of 8 numbers
-LINE = 64  # numbers of a line of ∂z
+GRAD_LINE = 64  # numbers of a line of ∂z
 CHANNELS = 8  # filters whose share of ∂x is added up on its own
-LANES, TERMS, FILTERS = 32, 480, 16  # of a dot product: sums side by side, terms and rows of w that stay in the cache
+DOT_LANES = 32  # sums of a dot product, side by side
+DOT_TERMS, DOT_FILTERS = 480, 16  # terms and rows of w that stay in the cache
 
 
 class Conv(NamedTuple):
@@ -105,7 +106,7 @@ def conv2d_grad_input(grad, weight, stride, padding, dilation, out):
     """All of a row of ∂z meets tap j; where its sums belong in ∂x, if they do, is asked once a row and tap."""
     N, C_in, H, W = out.shape
     (C_out, C_group, _, K_w), W_out = weight.shape, grad.shape[3]
-    conv, width = Conv(stride, padding, dilation), W_out // ((W_out + LINE - 1) // LINE)
+    conv, width = Conv(stride, padding, dilation), W_out // ((W_out + GRAD_LINE - 1) // GRAD_LINE)
     for plane in prange(N * C_in):
         n, c_in = plane // C_in, plane % C_in
         filters = C_out // (C_in // C_group)
@@ -124,7 +125,7 @@ def add_tap(grad, weight, group, conv, m, j, first, dx, width):
 
     group: the filters [first, last) and c.
     """
-    sums, line = registers(grad, LINE), registers(grad, LINE)
+    sums, line = registers(grad, GRAD_LINE), registers(grad, GRAD_LINE)
     fill(line, width, 0)
     for few in range(group[0], group[1], CHANNELS):
         fill(sums, width, 0)
@@ -144,7 +145,7 @@ def add_tap(grad, weight, group, conv, m, j, first, dx, width):
 def conv2d_grad_weight(grad, x, stride, padding, dilation, out):
     C_out, C_group, K_h, K_w = out.shape
     left, right = inside(grad.shape[3], x.shape[3], K_w, stride[1], padding[1], dilation[1])
-    width = min(LINE, right - left)
+    width = min(GRAD_LINE, right - left)
     width = max(1, width if width < 8 else width // 8 * 8)
     columns = left, left + (right - left) // width * width, width
     for plane in prange(C_out * C_group):
@@ -164,7 +165,7 @@ def image_slope(grad, x, conv, i, j, columns):
 
     columns: those [first, last) that are added up a `width` at a time, and that; the others may meet the padding.
     """
-    (left, right, width), sums, total = columns, registers(grad, LINE), zero(grad)
+    (left, right, width), sums, total = columns, registers(grad, GRAD_LINE), zero(grad)
     for row in range(grad.shape[0]):
         m = row * conv.stride[0] - conv.padding[0] + i * conv.dilation[0]
         if 0 <= m < x.shape[0]:
@@ -192,40 +193,40 @@ def edge(grad, x, conv, j, first, last):
 
 
 def linear(x, weight, bias, out):
-    """Four images share each weight that is loaded; TERMS of them and of FILTERS rows of w stay in the cache."""
+    """Four images share each weight that is loaded; DOT_TERMS of theirs and of DOT_FILTERS rows of w stay in cache."""
     (N, O), I = out.shape, x.shape[1]
-    for block in prange((O + FILTERS - 1) // FILTERS):
-        filters = range(block * FILTERS, min(block * FILTERS + FILTERS, O))
+    for block in prange((O + DOT_FILTERS - 1) // DOT_FILTERS):
+        filters = range(block * DOT_FILTERS, min(block * DOT_FILTERS + DOT_FILTERS, O))
         for n in range(N):
             for j in filters:
                 out[n, j] = linear_at(x, weight, bias, n, j) if n >= N // 4 * 4 else bias[j]
-        for start in range(0, I, TERMS):
+        for start in range(0, I, DOT_TERMS):
             for n in range(0, N // 4 * 4, 4):
                 for j in filters:
-                    add_terms(x, weight, n, j, start, min(I, start + TERMS), out)
+                    add_terms(x, weight, n, j, start, min(I, start + DOT_TERMS), out)
 
 
 def add_terms(x, weight, n, j, start, stop, out):
     """out[n + r, j] = out[n + r, j] + Σ_i x[n + r, i] · w[j, i] for r < 4 and start ≤ i < stop"""
-    a, b, c, d = registers(x, LANES), registers(x, LANES), registers(x, LANES), registers(x, LANES)
-    fill(a, LANES, 0)
-    fill(b, LANES, 0)
-    fill(c, LANES, 0)
-    fill(d, LANES, 0)
-    whole = start + (stop - start) // LANES * LANES
-    for i in range(start, whole, LANES):
-        w = weight[j, i : i + LANES]
-        multiply_add_row(w, x[n, i : i + LANES], 1, a, LANES)
-        multiply_add_row(w, x[n + 1, i : i + LANES], 1, b, LANES)
-        multiply_add_row(w, x[n + 2, i : i + LANES], 1, c, LANES)
-        multiply_add_row(w, x[n + 3, i : i + LANES], 1, d, LANES)
-    out[n, j] = out[n, j] + (total_of(a, LANES) + rest(x[n], weight[j], whole, stop))
-    out[n + 1, j] = out[n + 1, j] + (total_of(b, LANES) + rest(x[n + 1], weight[j], whole, stop))
-    out[n + 2, j] = out[n + 2, j] + (total_of(c, LANES) + rest(x[n + 2], weight[j], whole, stop))
-    out[n + 3, j] = out[n + 3, j] + (total_of(d, LANES) + rest(x[n + 3], weight[j], whole, stop))
+    a, b, c, d = registers(x, DOT_LANES), registers(x, DOT_LANES), registers(x, DOT_LANES), registers(x, DOT_LANES)
+    fill(a, DOT_LANES, 0)
+    fill(b, DOT_LANES, 0)
+    fill(c, DOT_LANES, 0)
+    fill(d, DOT_LANES, 0)
+    whole = start + (stop - start) // DOT_LANES * DOT_LANES
+    for i in range(start, whole, DOT_LANES):
+        w = weight[j, i : i + DOT_LANES]
+        multiply_add_row(w, x[n, i : i + DOT_LANES], 1, a, DOT_LANES)
+        multiply_add_row(w, x[n + 1, i : i + DOT_LANES], 1, b, DOT_LANES)
+        multiply_add_row(w, x[n + 2, i : i + DOT_LANES], 1, c, DOT_LANES)
+        multiply_add_row(w, x[n + 3, i : i + DOT_LANES], 1, d, DOT_LANES)
+    out[n, j] = out[n, j] + (total_of(a, DOT_LANES) + remainder(x[n], weight[j], whole, stop))
+    out[n + 1, j] = out[n + 1, j] + (total_of(b, DOT_LANES) + remainder(x[n + 1], weight[j], whole, stop))
+    out[n + 2, j] = out[n + 2, j] + (total_of(c, DOT_LANES) + remainder(x[n + 2], weight[j], whole, stop))
+    out[n + 3, j] = out[n + 3, j] + (total_of(d, DOT_LANES) + remainder(x[n + 3], weight[j], whole, stop))
 
 
-def rest(x, w, start, stop):
+def remainder(x, w, start, stop):
     """Σ_i x[i] · w[i] for start ≤ i < stop, fewer than LANES"""
     total = zero(x)
     for i in range(start, stop):

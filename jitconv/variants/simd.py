@@ -40,6 +40,7 @@ _ARM = _TRIPLE.startswith(("aarch64", "arm64"))
 _PINNED = "w" if _ARM else {64: "v", 32: "x", 16: "x"}[REGISTER_BYTES] if "86" in _TRIPLE else None  # a vector register
 MR, NR_VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
 DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
+CACHE_LINE = 64  # bytes
 
 INT, INDEX = ir.IntType(32), ir.IntType(64)
 
@@ -139,8 +140,8 @@ class Code:
     def interleave(self, a, b):
         """The lanes of `a` and `b` alternating, as two registers."""
         number, lanes = ir.VectorType(INT, self.tile.lanes), self.tile.lanes
-        turns = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
-        return [self.builder.shuffle_vector(a, b, ir.Constant(number, part)) for part in (turns[:lanes], turns[lanes:])]
+        order = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
+        return [self.builder.shuffle_vector(a, b, ir.Constant(number, part)) for part in (order[:lanes], order[lanes:])]
 
     def deinterleave(self, a, b):
         """The lanes of `a` and then of `b` with even numbers, and those with odd ones, as two registers."""
@@ -155,8 +156,8 @@ class Code:
             factor = self.broadcast(self.builder.load(address))
             address = self.builder.gep(address, [ld])  # r · ld at once: LLVM would load all first, and spill
             for v in range(self.tile.vectors):
-                place = r * self.tile.vectors + v
-                total = self.set(total, place, self.pinned(self.fma(factor, row[v], self.get(total, place))))
+                register = r * self.tile.vectors + v
+                total = self.set(total, register, self.pinned(self.fma(factor, row[v], self.get(total, register))))
         return total
 
     def pinned(self, vector):
@@ -174,11 +175,11 @@ class Code:
         inside = self.builder.icmp_signed("<", ir.Constant(INDEX, i), stop)
         return self.builder.select(inside, count, ir.Constant(INDEX, 0))
 
-    def get(self, tile, place):
-        return self.builder.extract_value(tile, place)
+    def get(self, tile, register):
+        return self.builder.extract_value(tile, register)
 
-    def set(self, tile, place, vector):
-        return self.builder.insert_value(tile, vector, place)
+    def set(self, tile, register, vector):
+        return self.builder.insert_value(tile, vector, register)
 
 
 def _count(n_type, n):
@@ -242,8 +243,8 @@ def fma_outer_gather(typing, tile, a, i, ld, b, starts, s, j):
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
         total, a_value, i_value, ld_value, b_value, starts_value, s_value, j_value = args
-        places = [emit.at(starts, starts_value, s_value, ir.Constant(INDEX, v)) for v in range(tile.vectors)]
-        row = [emit.load(emit.at(b, b_value, builder.load(place), j_value)) for place in places]
+        addresses = [emit.at(starts, starts_value, s_value, ir.Constant(INDEX, v)) for v in range(tile.vectors)]
+        row = [emit.load(emit.at(b, b_value, builder.load(address), j_value)) for address in addresses]
         return emit.add_outer(total, emit.at(a, a_value, i_value), ld_value, row)
 
     return tile(tile, a, types.intp, types.intp, b, starts, types.intp, types.intp), code
@@ -264,8 +265,8 @@ def fma_dots(typing, tile, a, rows_at, b, columns_at, p, n):
 
         left = vectors(a, a_value, rows_at, rows_value, tile.rows)
         right = vectors(b, b_value, columns_at, columns_value, tile.vectors)
-        for place, (r, c) in enumerate(tile.registers):
-            total = emit.set(total, place, emit.fma(left[r], right[c], emit.get(total, place)))
+        for register, (r, c) in enumerate(tile.registers):
+            total = emit.set(total, register, emit.fma(left[r], right[c], emit.get(total, register)))
         return total
 
     return tile(tile, a, rows_at, b, columns_at, types.intp, n), code
@@ -277,11 +278,11 @@ def _write(added):
             emit = Code(context, builder, tile)
             total, c_value, i_value, ld_value, n_value = args
             n_value = _count(n, n_value)
-            for place, (r, v) in enumerate(tile.registers):
+            for register, (r, v) in enumerate(tile.registers):
                 first = v * tile.lanes
                 row = builder.mul(ld_value, ir.Constant(INDEX, r))
                 address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, first))
-                value = emit.get(total, place)
+                value = emit.get(total, register)
                 if added:
                     value = builder.fadd(emit.load(address, n_value, first), value)
                 emit.store(value, address, n_value, first)
@@ -303,10 +304,10 @@ def load_add(typing, tile, c, i, ld):
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
         total, c_value, i_value, ld_value = args
-        for place, (r, v) in enumerate(tile.registers):
+        for register, (r, v) in enumerate(tile.registers):
             row = builder.mul(ld_value, ir.Constant(INDEX, r))
             address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, v * tile.lanes))
-            total = emit.set(total, place, builder.fadd(emit.get(total, place), emit.load(address)))
+            total = emit.set(total, register, builder.fadd(emit.get(total, register), emit.load(address)))
         return total
 
     return tile(tile, c, types.intp, types.intp), code
@@ -372,7 +373,7 @@ def reduce_lanes(typing, tile, c):
         emit = Code(context, builder, tile)
         for first in range(0, len(tile.registers), tile.lanes):
             group = range(first, min(first + tile.lanes, len(tile.registers)))
-            rows = dict(enumerate(emit.get(args[0], place) for place in group))
+            rows = dict(enumerate(emit.get(args[0], register) for register in group))
             bit = tile.lanes // 2
             while bit:  # rows become columns, which are added as soon as they are apart
                 for r in [r for r in rows if not r & bit]:

@@ -85,8 +85,8 @@ def _told(shapes: list[tuple[int, ...]], constants: tuple[Any, ...], inputs: int
         def code(context, builder, signature, args):
             worker, workers, packed = args
             values = []
-            for place, (shape, kind) in enumerate(zip(shapes, arrays.types, strict=True)):
-                array = context.make_array(kind)(context, builder, builder.extract_value(packed, place))
+            for i, (shape, kind) in enumerate(zip(shapes, arrays.types, strict=True)):
+                array = context.make_array(kind)(context, builder, builder.extract_value(packed, i))
                 values.append(c_array(context, builder, kind, array.data, shape))
             values[inputs:inputs] = [
                 context.get_constant_generic(builder, kind, constant)

@@ -169,17 +169,17 @@ def each_worker(typing, start, workers, function, args):
             inside.store(ir.Constant(_NUMBER, 1), cgutils.gep_inbounds(inside, given, 0, 0))
         inside.ret_void()
 
-        place, address = builder.bitcast(room, _POINTER), builder.ptrtoint(work, _NUMBER)
+        job, address = builder.bitcast(room, _POINTER), builder.ptrtoint(work, _NUMBER)
         here, recorded = (builder.icmp_signed("==", start, ir.Constant(_NUMBER, each)) for each in (ALONE, RECORD))
         with builder.if_else(here) as (alone, otherwise):
             with alone, cgutils.for_range(builder, workers) as loop:
-                builder.call(work, [loop.index, workers, place])
+                builder.call(work, [loop.index, workers, job])
             with otherwise, builder.if_else(recorded) as (record, together):
                 with record:
-                    _write_down(builder, workers, address, place, context.get_abi_sizeof(room.type.pointee))
+                    _write_down(builder, workers, address, job, context.get_abi_sizeof(room.type.pointee))
                 with together:
                     function_of_pool = builder.inttoptr(start, _START.as_pointer())
-                    builder.call(function_of_pool, [address, workers, builder.ptrtoint(place, _NUMBER)])
+                    builder.call(function_of_pool, [address, workers, builder.ptrtoint(job, _NUMBER)])
         failed = builder.load(cgutils.gep_inbounds(builder, room, 0, 0))
         with builder.if_then(cgutils.is_not_null(builder, failed), likely=False):
             context.call_conv.return_user_exc(builder, MemoryError, (NO_MEMORY,))
@@ -190,9 +190,9 @@ def each_worker(typing, start, workers, function, args):
 
 def _write_down(builder, target, work, arguments, size):
     header = builder.inttoptr(target, _NUMBER.as_pointer())
-    room, of_work, of_size, rest = (builder.gep(header, [ir.Constant(_NUMBER, i)]) for i in range(HEADER + 1))
+    room, of_work, of_size, payload = (builder.gep(header, [ir.Constant(_NUMBER, i)]) for i in range(HEADER + 1))
     size = ir.Constant(_NUMBER, size)
     builder.store(work, of_work)
     builder.store(size, of_size)
     with builder.if_then(builder.icmp_signed("<=", size, builder.load(room))):
-        cgutils.raw_memcpy(builder, rest, arguments, size, 1)
+        cgutils.raw_memcpy(builder, payload, arguments, size, 1)

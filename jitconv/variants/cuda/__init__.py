@@ -26,7 +26,7 @@ TILED = replace(
         "max_pool2d": per_element.constant_max_pool2d,
         "max_pool2d_grad_input": per_element.constant_max_pool2d_grad_input,
     }
-    | softmax.OPS
+    | softmax.SOFTMAX_OPS
     | {op.__name__: op for op in _TILED},
 )
 

@@ -120,11 +120,11 @@ def linear_grad_weight(grad, x, out):
         out[j, i] = linear_grad_weight_at(grad, x, j, i)
 
 
-ROWS = (
+ROW_OPS = (
     conv2d, conv2d_grad_input, conv2d_grad_weight, max_pool2d, max_pool2d_grad_input, flatten, flatten_grad_input,
     linear_grad_input, linear_grad_weight,
 )  # fmt: skip
-OPS_PER_ELEMENT = {op: PerElement(getattr(bodies, op)) for op in OPS} | {f.__name__: PerElement(f) for f in ROWS}
+OPS_PER_ELEMENT = {op: PerElement(getattr(bodies, op)) for op in OPS} | {f.__name__: PerElement(f) for f in ROW_OPS}
 
 VARIANT = Variant("cuda", "cuda", OPS_PER_ELEMENT)
 

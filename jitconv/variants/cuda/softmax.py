@@ -108,4 +108,4 @@ def _op(function: Callable[..., None]) -> Callable[..., None]:
 
 
 FUNCTIONS = (softmax, softmax_grad_input, log_softmax, log_softmax_grad_input, cross_entropy, cross_entropy_grad_input)
-OPS = {function.__name__: _op(function) for function in FUNCTIONS}
+SOFTMAX_OPS = {function.__name__: _op(function) for function in FUNCTIONS}

@@ -52,21 +52,21 @@ _silu, _hardswish = _in_place(_silu_of), _in_place(_hardswish_of)
 _sigmoid, _hardsigmoid = _in_place(_sigmoid_of), _in_place(_hardsigmoid_of)
 
 
-def silu(team, workers, out):
+def silu(start, workers, out):
     """out[i] = out[i] / (1 + exp(−out[i]))"""
-    each_worker(team, workers, _silu, (out,))
+    each_worker(start, workers, _silu, (out,))
 
 
-def hardswish(team, workers, out):
+def hardswish(start, workers, out):
     """out[i] = out[i] · min(max(out[i] + 3, 0), 6) / 6"""
-    each_worker(team, workers, _hardswish, (out,))
+    each_worker(start, workers, _hardswish, (out,))
 
 
-def sigmoid(team, workers, out):
+def sigmoid(start, workers, out):
     """out[i] = 1 / (1 + exp(−out[i]))"""
-    each_worker(team, workers, _sigmoid, (out,))
+    each_worker(start, workers, _sigmoid, (out,))
 
 
-def hardsigmoid(team, workers, out):
+def hardsigmoid(start, workers, out):
     """out[i] = min(max(out[i] + 3, 0), 6) / 6"""
-    each_worker(team, workers, _hardsigmoid, (out,))
+    each_worker(start, workers, _hardsigmoid, (out,))

@@ -29,17 +29,17 @@ from jitconv.variants.workers import each_worker
 
 WINDOW = 4  # numbers
 TALLEST = MR * NR_VECTORS // WINDOW
-HEIGHTS = (*(rows for rows in (1, 2, 4) if rows < TALLEST), TALLEST)  # of a register tile
+WINDOW_HEIGHTS = (*(rows for rows in (1, 2, 4) if rows < TALLEST), TALLEST)  # of a register tile
 
 
-def conv2d_max_pool2d(team, workers, conv, W, x, weight, bias, out, indices):
+def conv2d_max_pool2d(start, workers, conv, W, x, weight, bias, out, indices):
     """z = W · (shifted images) + b, out = max over the windows of z; False if a weight is not finite.
 
     conv: Conv; W: the width of z.
     """
     if not finite(weight):
         return False
-    each_worker(team, workers, _pool, (conv, W, x, weight, bias, out, indices))
+    each_worker(start, workers, _pool, (conv, W, x, weight, bias, out, indices))
     return True
 
 
@@ -53,7 +53,7 @@ def _pool(worker, workers, conv, W, x, weight, bias, out, indices):
     bands = Bands(groups, images[0], images[1], ONE, H_out, lines)  # of one image each
     planes, starts = _window_planes(weight, conv, lines, W_out)
     shifted, partial_sums = np.empty(total_size(C, planes, x), x.dtype), np.empty(MR * NR_VECTORS * step, x.dtype)
-    (maxima, places, wanted, _), windows = results_of(out, indices), H_out * W_out
+    (maxima, positions, index_step, _), windows = results_of(out, indices), H_out * W_out
     ones, firsts = np.ones(WINDOW * step, x.dtype), _first_indices(windows + step, W_out, W)
     for index in range(count_of(bands)):
         band = band_at(bands, index)
@@ -61,14 +61,14 @@ def _pool(worker, workers, conv, W, x, weight, bias, out, indices):
         begin, end = band.top * W_out, (band.top + band.lines) * W_out
         for window in range(begin, end, step):
             f = filters[0]
-            for height in literal_unroll(HEIGHTS[::-1]):
+            for height in literal_unroll(WINDOW_HEIGHTS[::-1]):
                 while filters[1] - f >= height:
                     m = band.g * F + f
                     tile = _sums(height, filters_of_all, m * ld, ld, shifted, starts, window - begin, partial_sums)
                     tile = fma_outer(tile, bias, m, 1, ones, 0, None)
                     o = (band.n * C_out + m) * windows + window
-                    maxima_at, places_at = (o, windows), (o * wanted, windows * wanted)
-                    store_largest(tile, firsts, window, W, maxima, maxima_at, places, places_at, end - window)
+                    maxima_at, positions_at = (o, windows), (o * index_step, windows * index_step)
+                    store_largest(tile, firsts, window, W, maxima, maxima_at, positions, positions_at, end - window)
                     f += height
 
 

@@ -18,14 +18,14 @@ from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
 
-UNROLL, VECTORS = 4, 2  # inputs at once, each with sums of its own, and vectors of outputs
-TERMS = 144 * UNROLL  # inputs that are added up on their own
+INPUTS, OUTPUT_VECTORS = 4, 2  # inputs at once, each with sums of its own, and vectors of outputs
+BLOCK_INPUTS = 144 * INPUTS  # inputs that are added up on their own
 
 
 def pack(weight: Any) -> Any:
     """The weight (O, I) as the kernel reads it, flat."""
     O, I = weight.shape
-    width = VECTORS * lanes_of(weight.dtype)
+    width = OUTPUT_VECTORS * lanes_of(weight.dtype)
     full = np.zeros((-(-O // width) * width, I), weight.dtype)
     full[:O] = weight
     return np.ascontiguousarray(full.reshape(-1, width, I).transpose(0, 2, 1)).reshape(-1)
@@ -38,11 +38,11 @@ def fma_rows(typing, tile, x, p, w, i):
     def code(context, builder, signature, args):
         emit = Code(context, builder, tile)
         total, x_value, p_value, w_value, i_value = args
-        for place, (r, v) in enumerate(tile.registers):
+        for register, (r, v) in enumerate(tile.registers):
             if v == 0:
                 factor = emit.broadcast(builder.load(emit.at(x, x_value, p_value, ir.Constant(INDEX, r))))
-            address = emit.at(w, w_value, i_value, ir.Constant(INDEX, place * tile.lanes))
-            total = emit.set(total, place, emit.fma(factor, emit.load(address), emit.get(total, place)))
+            address = emit.at(w, w_value, i_value, ir.Constant(INDEX, register * tile.lanes))
+            total = emit.set(total, register, emit.fma(factor, emit.load(address), emit.get(total, register)))
         return total
 
     return tile(tile, x, types.intp, w, types.intp), code
@@ -66,25 +66,25 @@ def add_rows(typing, tile):
     return row(tile), code
 
 
-def gemv(team, workers, x, packed, bias, low, high, out):
+def gemv(start, workers, x, packed, bias, low, high, out):
     """out[o] = min(max(b[o] + Σ_i w[o, i] · x[i], low), high)"""
-    each_worker(team, workers, _gemv, (x, packed, bias, low, high, out))
+    each_worker(start, workers, _gemv, (x, packed, bias, low, high, out))
 
 
 @inner
 def _gemv(worker, workers, x, packed, bias, low, high, out):
-    I, width = x.size, VECTORS * lanes(x)
-    unit = zeros(x, 1, VECTORS)
+    I, width = x.size, OUTPUT_VECTORS * lanes(x)
+    unit = zeros(x, 1, OUTPUT_VECTORS)
     begin, end = share(out.size, worker, workers, width)
     for o in range(begin, end, width):
         total, at = load(unit, bias, o, end - o, 0), o * I
-        for first in range(0, I, TERMS):
-            last = min(first + TERMS, I)
-            whole = first + (last - first) // UNROLL * UNROLL
-            tile = zeros(x, UNROLL, VECTORS)
-            for p in range(first, whole, UNROLL):
+        for first in range(0, I, BLOCK_INPUTS):
+            last = min(first + BLOCK_INPUTS, I)
+            whole = first + (last - first) // INPUTS * INPUTS
+            tile = zeros(x, INPUTS, OUTPUT_VECTORS)
+            for p in range(first, whole, INPUTS):
                 tile = fma_rows(tile, x, p, packed, at)
-                at += UNROLL * width
+                at += INPUTS * width
             for p in range(whole, last):
                 total = total + broadcast(unit, x[p]) * load(unit, packed, at, width, 0)
                 at += width

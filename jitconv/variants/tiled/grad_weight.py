@@ -18,8 +18,8 @@ from jitconv.variants.tiled.microkernel import TileShape, fma_pixels, load_add_p
 from jitconv.variants.tiled.product import share, transpose_matrix
 from jitconv.variants.workers import each_worker
 
-PIXELS = 128  # about so many products are added up on their own, which bounds the rounding error,
-PARTS = 32  # and then so many of those sums, before they are added to all others
+BLOCK_PIXELS = 128  # about so many products are added up on their own, which bounds the rounding error,
+BLOCKS = 32  # and then so many of those sums, before they are added to all others
 
 
 class Sums(NamedTuple):
@@ -52,62 +52,62 @@ class Taps(NamedTuple):
     columns: Any
 
 
-def grad_weight(team, workers, shape, x, z, sums, taps, out):
+def grad_weight(start, workers, shape, x, z, sums, taps, out):
     """out[group, o, c, tap] = the gradient, from blocked x and ∂z, all flat; shape: lanes × 1."""
-    each_worker(team, workers, _grad_weight, (shape, x, z, sums, taps, out))
+    each_worker(start, workers, _grad_weight, (shape, x, z, sums, taps, out))
 
 
 @inner
 def _grad_weight(worker, workers, shape, x, z, sums, taps, out):
-    lane, columns, places = lanes(x), len(taps.columns) // 3, Taps(pointer(taps.rows), pointer(taps.columns))
-    outputs, inputs = (sums.outputs + lane - 1) // lane, (sums.inputs + lane - 1) // lane
+    vlen, columns, pointers = lanes(x), len(taps.columns) // 3, Taps(pointer(taps.rows), pointer(taps.columns))
+    outputs, inputs = (sums.outputs + vlen - 1) // vlen, (sums.inputs + vlen - 1) // vlen
     begin, end = share(sums.groups * outputs * inputs, worker, workers, 1)
     bands, pieces = (sums.lines + sums.band - 1) // sums.band, (sums.width + sums.across - 1) // sums.across
-    parts, size = sums.images * bands * pieces, sums.taps * lane * lane
-    total, later = np.empty(size, x.dtype), np.empty(size, x.dtype)
+    parts, size = sums.images * bands * pieces, sums.taps * vlen * vlen
+    total, partial = np.empty(size, x.dtype), np.empty(size, x.dtype)
     for index in range(begin, end):
         group, (o, c) = index // (outputs * inputs), divmod(index % (outputs * inputs), inputs)
         total[:] = 0
-        for first in range(0, parts, PARTS):
+        for first in range(0, parts, BLOCKS):
             block = total
             if first > 0:
-                block = later
+                block = partial
                 block[:] = 0
-            for part in range(first, min(first + PARTS, parts)):
+            for part in range(first, min(first + BLOCKS, parts)):
                 image, top = part // (bands * pieces) * sums.groups + group, part // pieces % bands * sums.band
                 left = part % pieces * sums.across
                 at = (image * inputs + c) * sums.x_plane, (image * outputs + o) * sums.z_plane
                 some = (top, min(top + sums.band, sums.lines)), (left, min(left + sums.across, sums.width))
                 for tap in range(sums.taps):
                     which = tap // columns, tap % columns, tap
-                    _add_tap(shape, pointer(x), pointer(z), sums, places, at, some, which, pointer(block))
+                    _add_tap(shape, pointer(x), pointer(z), sums, pointers, at, some, which, pointer(block))
             if first > 0:
                 for i in range(size):
                     total[i] += block[i]
-        o, c = o * lane, c * lane
-        channels = min(lane, sums.outputs - o), min(lane, sums.inputs - c)
+        o, c = o * vlen, c * vlen
+        channels = min(vlen, sums.outputs - o), min(vlen, sums.inputs - c)
         i = (group * sums.outputs + o) * sums.inputs + c
         transpose_matrix(
-            total, channels[1] * sums.taps, channels[0], lane, out[i * sums.taps :], sums.inputs * sums.taps
+            total, channels[1] * sums.taps, channels[0], vlen, out[i * sums.taps :], sums.inputs * sums.taps
         )
 
 
 @inner
 def _add_tap(shape, x, z, sums, taps, at, area, tap, total):
     """total[c, tap, o] += Σ ∂z[o, pixel] · x[c, what the tap meets there], over some lines and columns."""
-    lane, row, column = lanes(x), 3 * tap[0], 3 * tap[1]
+    vlen, row, column = lanes(x), 3 * tap[0], 3 * tap[1]
     first, last = max(area[0][0], taps.rows[row]), min(area[0][1], taps.rows[row + 1])
     left, right = max(area[1][0], taps.columns[column]), min(area[1][1], taps.columns[column + 1])
     if first >= last or left >= right:
         return
-    tile, ld = zeros_of(shape, x), sums.taps * lane
+    tile, ld = zeros_of(shape, x), sums.taps * vlen
     for line in range(first, last):
         i = at[0] + taps.rows[row + 2] + line * sums.x_line + taps.columns[column + 2]
         j = at[1] + line * sums.z_line
         for q in range(left, right):
-            tile = fma_pixels(shape, tile, x, i + q * sums.x_pixel, 1, z, j + q * lane, 0, 0)
-    tile = load_add_pixels(tile, total, tap[2] * lane, ld, 0, lane)
-    store_pixels(tile, total, tap[2] * lane, ld, 0, lane)
+            tile = fma_pixels(shape, tile, x, i + q * sums.x_pixel, 1, z, j + q * vlen, 0, 0)
+    tile = load_add_pixels(tile, total, tap[2] * vlen, ld, 0, vlen)
+    store_pixels(tile, total, tap[2] * vlen, ld, 0, vlen)
 
 
 GRAD_WEIGHT = Tiled(grad_weight, None)
@@ -126,10 +126,10 @@ class GradWeight:
         self.channels, self.groups = (inputs, O * inputs // C), C // inputs
         self.pixels, out = (H * W, grad_shape[2] * grad_shape[3]), grad_shape[2:]
         axes = [forward((H, W)[k], out[k], kernel[k], *(pair[k] for pair in geometry)) for k in (0, 1)]
-        stride, pieces = geometry[0], max(1, round(out[1] / PIXELS))
+        stride, pieces = geometry[0], max(1, round(out[1] / BLOCK_PIXELS))
         self.sums = Sums(
             N, self.groups, self.channels[1], inputs, H * W * lanes, stride[0] * W * lanes, stride[1] * lanes,
-            self.pixels[1] * lanes, out[1] * lanes, out[0], max(1, PIXELS // out[1]),
+            self.pixels[1] * lanes, out[1] * lanes, out[0], max(1, BLOCK_PIXELS // out[1]),
             max(1, -(-out[1] // pieces)), out[1], kernel[0] * kernel[1],
         )  # fmt: skip
         self.taps = Taps(_ranges(axes[0], W * lanes), _ranges(axes[1], lanes))

@@ -49,4 +49,4 @@ class Choice:
         arrays = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, np.ndarray))
         kernel = self.bind(arrays, tuple(arg for arg in args if not isinstance(arg, np.ndarray)))
         packs: dict[int, Any] = getattr(kernel, "packs", {})
-        kernel(*(packs[place](arg) if place in packs else arg for place, arg in enumerate(args)))
+        kernel(*(packs[i](arg) if i in packs else arg for i, arg in enumerate(args)))

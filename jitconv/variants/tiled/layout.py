@@ -6,19 +6,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants.compiling import inner
-from jitconv.variants.simd import lanes, lanes_of, transpose
+from jitconv.variants.simd import CACHE_LINE, lanes, lanes_of, transpose
 from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.product import copy, share, transpose_matrix
 from jitconv.variants.workers import each_worker
-
-LINE = 64  # bytes of the cache's
 
 
 def empty(size: int, dtype: Any) -> np.ndarray:
     """An array of so many numbers that begins with a line of the cache."""
     dtype = np.dtype(dtype)
-    numbers = np.empty(size + LINE // dtype.itemsize, dtype)
-    skip = -numbers.ctypes.data % LINE // dtype.itemsize
+    numbers = np.empty(size + CACHE_LINE // dtype.itemsize, dtype)
+    skip = -numbers.ctypes.data % CACHE_LINE // dtype.itemsize
     return numbers[skip : skip + size]
 
 
@@ -63,9 +61,9 @@ def size_of(weights: Weights, taps: tuple[int, ...]) -> int:
     return weights.groups * weights.tiles * blocks * len(taps) * weights.depth * weights.width
 
 
-def pack_weights(team, workers, weights, taps, source, target):
+def pack_weights(start, workers, weights, taps, source, target):
     """target[tile, block, tap, c, o] = the weight of output channel o, input channel c and tap; taps: their places."""
-    each_worker(team, workers, _pack_weights, (weights, taps, source, target))
+    each_worker(start, workers, _pack_weights, (weights, taps, source, target))
 
 
 @inner
@@ -77,19 +75,19 @@ def _pack_weights(worker, workers, weights, taps, source, target):
         tile, block = divmod(index, blocks)
         group, o = divmod(tile, weights.tiles)
         o, c = weights.first + o * width, block * depth
-        some = min(width, weights.outputs - o), min(depth, weights.inputs - c)
-        part = target[index * size : (index + 1) * size]
-        if some != (width, depth):
-            part[:], rows[:] = 0, 0
+        counts = min(width, weights.outputs - o), min(depth, weights.inputs - c)
+        panel = target[index * size : (index + 1) * size]
+        if counts != (width, depth):
+            panel[:], rows[:] = 0, 0
         _pack_block(
-            source[group * weights.group + o * weights.output + c * weights.input :], taps, weights, some, rows, part
+            source[group * weights.group + o * weights.output + c * weights.input :], taps, weights, counts, rows, panel
         )
 
 
 @inner
-def _pack_block(source, taps, weights, some, rows, target):
+def _pack_block(source, taps, weights, counts, rows, target):
     """One block, by way of `rows`: [input channel, place of a tap, output channel]."""
-    (outputs, inputs), area, width = some, weights.area, weights.width
+    (outputs, inputs), area, width = counts, weights.area, weights.width
     if weights.input == area:
         transpose_matrix(source, outputs, inputs * area, weights.output, rows, width)
     for c in range(inputs):
@@ -107,38 +105,38 @@ def _pack_block(source, taps, weights, some, rows, target):
 @inner
 def transpose_lines(source, i, ld, target, j, target_ld, rows, columns):
     """target[j + c · target_ld + r] = source[i + r · ld + c] for r < rows and c < columns"""
-    lane = lanes(source)
-    for r in range(0, rows, lane):
-        for c in range(0, columns, lane):
+    vlen = lanes(source)
+    for r in range(0, rows, vlen):
+        for c in range(0, columns, vlen):
             a, b = i + r * ld + c, j + c * target_ld + r
-            if r + lane <= rows and c + lane <= columns:
+            if r + vlen <= rows and c + vlen <= columns:
                 transpose(source, a, ld, target, b, target_ld, None, None)
             else:
-                transpose(source, a, ld, target, b, target_ld, min(lane, rows - r), min(lane, columns - c))
+                transpose(source, a, ld, target, b, target_ld, min(vlen, rows - r), min(vlen, columns - c))
 
 
-def to_blocked(team, workers, x, C, pixels, out):
+def to_blocked(start, workers, x, C, pixels, out):
     """out[group, block, pixel, lane] = x[group, channel, pixel] of images or groups of C channels each, flat."""
-    each_worker(team, workers, _change_layout, (x, out, C, pixels, True))
+    each_worker(start, workers, _change_layout, (x, out, C, pixels, True))
 
 
-def from_blocked(team, workers, x, C, pixels, out):
+def from_blocked(start, workers, x, C, pixels, out):
     """out[group, channel, pixel] = x[group, block, pixel, lane] of images or groups of C channels each, flat."""
-    each_worker(team, workers, _change_layout, (out, x, C, pixels, False))
+    each_worker(start, workers, _change_layout, (out, x, C, pixels, False))
 
 
 @inner
 def _change_layout(worker, workers, nchw, blocked, C, pixels, to_blocked):
-    lane = lanes(nchw)
-    blocks = (C + lane - 1) // lane
+    vlen = lanes(nchw)
+    blocks = (C + vlen - 1) // vlen
     begin, end = share(nchw.size // (C * pixels) * blocks, worker, workers, 1)
     for index in range(begin, end):
         group, block = divmod(index, blocks)
-        count, i, j = min(lane, C - block * lane), (group * C + block * lane) * pixels, index * pixels * lane
+        count, i, j = min(vlen, C - block * vlen), (group * C + block * vlen) * pixels, index * pixels * vlen
         if to_blocked:
-            transpose_lines(nchw, i, pixels, blocked, j, lane, count, pixels)
+            transpose_lines(nchw, i, pixels, blocked, j, vlen, count, pixels)
         else:
-            transpose_lines(blocked, j, lane, nchw, i, pixels, pixels, count)
+            transpose_lines(blocked, j, vlen, nchw, i, pixels, pixels, count)
 
 
 def blocks_of(C: int, dtype: Any) -> int:

@@ -25,7 +25,7 @@ from jitconv.variants.tiled.relu import rectify
 from jitconv.variants.workers import each_worker
 
 FEW_OUTPUTS = 32  # up to here, transposing the images costs more than sums across lanes, if the sums are long:
-TERMS = 8  # for each output
+TERMS_PER_OUTPUT = 8
 
 
 @inner
@@ -56,15 +56,15 @@ def share_of(c, worker, workers, row_step, column_step):
 
 
 @inner
-def multiply(worker, workers, a, b, c, start):
-    """The worker's rows or columns of C: (M, N) = start + A · B; returns which they are."""
+def multiply(worker, workers, a, b, c, bias):
+    """The worker's rows or columns of C: (M, N) = bias + A · B; returns which they are."""
     rows, columns = share_of(c, worker, workers, MR, NR_VECTORS * lanes(c))
-    product(a, rows, b, columns, c_matrix(c), start, workspace(c))
+    product(a, rows, b, columns, c_matrix(c), bias, workspace(c))
     return rows, columns
 
 
 @inner
-def few(N, step):
+def wastes_tiles(N, step):
     """Whether N columns would leave a fifth or more of tiles so wide empty, which dot products do not."""
     return (N + step - 1) // step * step * 4 >= N * 5
 
@@ -110,22 +110,22 @@ def add_bias(bias, out):
         copy(bias, 0, flat, n * O, O)
 
 
-def linear(team, workers, relu, x, weight, bias, out):
+def linear(start, workers, relu, x, weight, bias, out):
     """z[n, j] = b[j] + Σ_i w[j, i] · x[n, i], with `relu` max(0, z)"""
     (N, O), I = out.shape, x.shape[1]
-    if few(N, NR_VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS) >= O:
+    if wastes_tiles(N, NR_VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS_PER_OUTPUT) >= O:
         add_bias(bias, out)
-        each_worker(team, workers, by_dots, (relu, x, weight, out))
+        each_worker(start, workers, by_dots, (relu, x, weight, out))
     elif N <= O:
-        each_worker(team, workers, by_outputs, (relu, a_matrix(weight.reshape(-1), O, I), x, bias, out))
+        each_worker(start, workers, by_outputs, (relu, a_matrix(weight.reshape(-1), O, I), x, bias, out))
     else:
         add_bias(bias, out)
-        each_worker(team, workers, by_images, (relu, a_matrix(x.reshape(-1), N, I), weight, out))
+        each_worker(start, workers, by_images, (relu, a_matrix(x.reshape(-1), N, I), weight, out))
 
 
-def linear_gradient(team, workers, of_weight, grad, other, out):
+def linear_gradient(start, workers, of_weight, grad, other, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i], or with `of_weight` ∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
     (N, O), flat = grad.shape, grad.reshape(-1)
     grads = AMatrix(flat, offsets_of(grad), ONE, O) if of_weight else a_matrix(flat, N, O)
-    start = np.zeros(out.shape[0], out.dtype)
-    each_worker(team, workers, multiply, (grads, b_matrix(other, NONE), out, start))
+    no_bias = np.zeros(out.shape[0], out.dtype)
+    each_worker(start, workers, multiply, (grads, b_matrix(other, NONE), out, no_bias))

@@ -59,8 +59,8 @@ class _Pixels(Code):
     def channels(self, array_type, array, j):
         """The registers of array[j + v]."""
         step = self.tile.lanes
-        places = (self.at(array_type, array, j, ir.Constant(INDEX, v * step)) for v in range(self.tile.vectors))
-        return [self.load(place) for place in places]
+        addresses = (self.at(array_type, array, j, ir.Constant(INDEX, v * step)) for v in range(self.tile.vectors))
+        return [self.load(address) for address in addresses]
 
     def row(self, total, r):
         return [self.get(total, r * self.tile.vectors + v) for v in range(self.tile.vectors)]
@@ -256,11 +256,11 @@ def clamp(typing, tile, low, high):
             context.cast(builder, value, kind, tile.dtype) for value, kind in zip(args[1:], (low, high), strict=True)
         )
         least, most = map(emit.broadcast, ends)
-        for place in range(len(tile.registers)):
-            vector = emit.get(total, place)
+        for register in range(len(tile.registers)):
+            vector = emit.get(total, register)
             vector = builder.select(builder.fcmp_ordered("<", vector, least), least, vector)
             vector = builder.select(builder.fcmp_ordered(">", vector, most), most, vector)
-            total = emit.set(total, place, emit.pinned(vector))
+            total = emit.set(total, register, emit.pinned(vector))
         return total
 
     return tile(tile, low, high), code

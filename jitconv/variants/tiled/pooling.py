@@ -53,13 +53,13 @@ def max_2x2(typing, x, i, W, first, out, o, indices, p, n):
         lanes, count = tile.lanes, builder.mul(n_value, ir.Constant(INDEX, 2))
 
         def line(start):
-            places = [emit.at(x, x_value, start, ir.Constant(INDEX, k * lanes)) for k in (0, 1)]
-            return emit.deinterleave(*(emit.load(place, count, k * lanes) for k, place in enumerate(places)))
+            addresses = [emit.at(x, x_value, start, ir.Constant(INDEX, k * lanes)) for k in (0, 1)]
+            return emit.deinterleave(*(emit.load(address, count, k * lanes) for k, address in enumerate(addresses)))
 
         every_second = ir.Constant(ir.VectorType(INDEX, lanes), list(range(0, 2 * lanes, 2)))
-        place = builder.add(emit.broadcast(first_value), every_second)
+        left = builder.add(emit.broadcast(first_value), every_second)
         values = line(i_value) + line(builder.add(i_value, W_value))
-        best, index = _largest(emit, values, _distances(emit, W_value), place)
+        best, index = _largest(emit, values, _distances(emit, W_value), left)
         emit.store(best, emit.at(out, out_value, o_value), n_value)
         _store_indices(emit, index, emit.at(indices, indices_value, p_value), n_value)
         return context.get_dummy_value()
@@ -112,11 +112,11 @@ def spread_2x2(typing, grad, indices, o, n, W, first, out, i):
         where, zero = ir.VectorType(INDEX, lanes), ir.Constant(tile.vector, None)
         value = emit.load(emit.at(grad, grad_value, o_value), n_value)
         pointer = builder.bitcast(emit.at(indices, indices_value, o_value), where.as_pointer())
-        place = emit.call(
+        source = emit.call(
             f"llvm.masked.load.v{lanes}i64.p0", where,
             pointer, ir.Constant(INT, 8), emit.mask(n_value, 0), ir.Constant(where, None),
         )  # fmt: skip
-        from_left = builder.sub(place, ir.Constant(where, list(range(0, 2 * lanes, 2))))
+        from_left = builder.sub(source, ir.Constant(where, list(range(0, 2 * lanes, 2))))
         for start, index in (
             (i_value, first_value),
             (builder.add(i_value, W_value), builder.add(first_value, W_value)),
@@ -154,8 +154,8 @@ def no_maxima(typing, x):
 
 
 @intrinsic
-def take_larger(typing, tile, x, i, step, place, begin, end):
-    """The tile with x[i + v·step] and its index, place + v·step, where it is the first, or larger, or NaN.
+def take_larger(typing, tile, x, i, step, first, begin, end):
+    """The tile with x[i + v·step] and its index, first + v·step, where it is the first, or larger, or NaN.
 
     For begin ≤ v < end; step: 1 or 2, literally.
     """
@@ -165,7 +165,7 @@ def take_larger(typing, tile, x, i, step, place, begin, end):
 
     def code(context, builder, signature, args):
         emit, numbers = Code(context, builder, tile), ir.VectorType(ir.IntType(tile.dtype.bitwidth), tile.lanes)
-        total, x_value, i_value, _, place_value, begin_value, end_value = args
+        total, x_value, i_value, _, first_value, begin_value, end_value = args
 
         def among(first, begin, end):
             return builder.and_(emit.mask(end, first), builder.not_(emit.mask(begin, first)))
@@ -182,7 +182,7 @@ def take_larger(typing, tile, x, i, step, place, begin, end):
         value = line(0) if every == 1 else emit.deinterleave(line(0), line(tile.lanes))[0]
         best, index = emit.get(total, 0), builder.bitcast(emit.get(total, 1), numbers)
         here = builder.add(
-            emit.broadcast(builder.trunc(place_value, numbers.element)),
+            emit.broadcast(builder.trunc(first_value, numbers.element)),
             ir.Constant(numbers, [v * every for v in range(tile.lanes)]),
         )
         wins = builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
@@ -211,20 +211,20 @@ def store_maxima(typing, tile, out, o, indices, p, n):
     return types.void(tile, out, types.intp, indices, types.intp, types.intp), code
 
 
-def max_pool2d_of_any(team, workers, x, kernel_size, stride, padding, dilation, out, indices):
+def max_pool2d_of_any(start, workers, x, kernel_size, stride, padding, dilation, out, indices):
     """z[n, c, row, col] = max over the window, and its index, a register of columns at a time; for strides 1 and 2."""
-    each_worker(team, workers, _any_windows, (x, kernel_size, stride, padding, dilation, out, indices))
+    each_worker(start, workers, _any_windows, (x, kernel_size, stride, padding, dilation, out, indices))
 
 
 @inner
 def _any_windows(worker, workers, x, kernel_size, stride, padding, dilation, out, indices):
-    (H, W), (H_out, W_out), (K_h, K_w), lane = x.shape[2:], out.shape[2:], kernel_size, lanes(x)
-    source, (maxima, places, kept, _) = x.reshape(-1), results_of(out, indices)
-    blocks = (W_out + lane - 1) // lane
+    (H, W), (H_out, W_out), (K_h, K_w), vlen = x.shape[2:], out.shape[2:], kernel_size, lanes(x)
+    source, (maxima, flat_indices, index_step, _) = x.reshape(-1), results_of(out, indices)
+    blocks = (W_out + vlen - 1) // vlen
     columns = np.empty((blocks * K_w, 3), np.int64)  # of a block's first window and each tap, and who is on the image
     for b in range(blocks * K_w):
-        columns[b, 0] = b // K_w * lane * stride[1] - padding[1] + b % K_w * dilation[1]
-        columns[b, 1:] = inside(columns[b, 0], stride[1], W, min(lane, W_out - b // K_w * lane))
+        columns[b, 0] = b // K_w * vlen * stride[1] - padding[1] + b % K_w * dilation[1]
+        columns[b, 1:] = inside(columns[b, 0], stride[1], W, min(vlen, W_out - b // K_w * vlen))
     begin, end = share(out.shape[0] * out.shape[1] * H_out, worker, workers, ONE)
     for index in range(begin * blocks, end * blocks):
         line, block = index // blocks, index % blocks
@@ -236,13 +236,13 @@ def _any_windows(worker, workers, x, kernel_size, stride, padding, dilation, out
                     tile = take_larger(tile, source, plane + at, 1, at, first, last)
                 else:
                     tile = take_larger(tile, source, plane + at, 2, at, first, last)
-        o = line * W_out + block * lane
-        store_maxima(tile, maxima, o, places, o * kept, W_out - block * lane)
+        o = line * W_out + block * vlen
+        store_maxima(tile, maxima, o, flat_indices, o * index_step, W_out - block * vlen)
 
 
-def max_pool2d(team, workers, x, kernel_size, stride, padding, dilation, out, indices):
+def max_pool2d(start, workers, x, kernel_size, stride, padding, dilation, out, indices):
     """z[n, c, row, col] = max over the window, and its index; for windows of 2×2, whole and side by side."""
-    each_worker(team, workers, _windows, (x, out, indices))
+    each_worker(start, workers, _windows, (x, out, indices))
 
 
 @inner
@@ -255,17 +255,17 @@ def _windows(worker, workers, x, out, indices):
 
 
 class Results(NamedTuple):
-    """Where maxima go, and their indices if `kept` is 1; if it is 0, all to one place. W: how many are in a line."""
+    """Where maxima go, and their indices, `index_step` apart: 0 where nobody wants them. W: the width of a line."""
 
     maxima: Any
     indices: Any
-    kept: int
+    index_step: int
     W: int
 
 
 @inner
 def results_of(out, indices):
-    """The results of a pooling, flat; indices of no size are not wanted."""
+    """The results of a pooling, flat; nobody wants indices of no size."""
     if indices.size > 0:
         return Results(out.reshape(-1), indices.reshape(-1), ONE, out.shape[3])
     return Results(out.reshape(-1), np.empty(lanes(out), np.int64), NONE, out.shape[3])
@@ -274,48 +274,48 @@ def results_of(out, indices):
 @inner
 def pool_lines(z, rows, W, top, plane, results):
     """Some lines of windows of z; the first is line `top` of a plane that begins at line `plane` of all planes."""
-    maxima, indices, kept, W_out = results
+    maxima, indices, index_step, W_out = results
     for row in range(rows):
         for col in range(0, W_out, lanes(z)):
             i, o = 2 * row * W + 2 * col, (plane + top + row) * W_out + col
-            max_2x2(z, i, W, 2 * top * W + i, maxima, o, indices, o * kept, W_out - col)
+            max_2x2(z, i, W, 2 * top * W + i, maxima, o, indices, o * index_step, W_out - col)
 
 
-def spread_whole_windows(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
+def spread_whole_windows(start, workers, grad, indices, kernel_size, stride, padding, dilation, out):
     """∂x = ∂z where the window's maximum was, 0 elsewhere; for windows of 2×2, whole and side by side."""
-    each_worker(team, workers, _spread_windows, (grad, indices, out))
+    each_worker(start, workers, _spread_adjacent, (grad, indices, out))
 
 
-def spread_windows(team, workers, grad, indices, kernel_size, stride, padding, dilation, out):
+def spread_windows(start, workers, grad, indices, kernel_size, stride, padding, dilation, out):
     """∂x = Σ ∂z of the windows whose maximum was there, in rising order."""
-    each_worker(team, workers, _give_back, (grad, indices, out))
+    each_worker(start, workers, _spread_any, (grad, indices, out))
 
 
 @inner
-def _spread_windows(worker, workers, grad, indices, out):
+def _spread_adjacent(worker, workers, grad, indices, out):
     """Write every line of windows whole, and zeros to the line and the column that no window reaches."""
     (H, W), (H_out, W_out) = out.shape[2:], grad.shape[2:]
-    source, places, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
+    source, flat_indices, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
     begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
         for row in range(H_out):
             i, o = (plane * H + 2 * row) * W, (plane * H_out + row) * W_out
             for col in range(0, W_out, lanes(grad)):
-                spread_2x2(source, places, o + col, W_out - col, W, 2 * row * W + 2 * col, target, i + 2 * col)
+                spread_2x2(source, flat_indices, o + col, W_out - col, W, 2 * row * W + 2 * col, target, i + 2 * col)
             clear(target, i + 2 * W_out, i + W)
             clear(target, i + W + 2 * W_out, i + 2 * W)
         clear(target, (plane * H + 2 * H_out) * W, (plane + 1) * H * W)
 
 
 @inner
-def _give_back(worker, workers, grad, indices, out):
+def _spread_any(worker, workers, grad, indices, out):
     size, windows = out.shape[2] * out.shape[3], grad.shape[2] * grad.shape[3]
-    source, places, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
+    source, flat_indices, target = grad.reshape(-1), indices.reshape(-1), out.reshape(-1)
     begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
-        mine = target[plane * size : (plane + 1) * size]
-        clear(mine, 0, size)
+        plane_grad = target[plane * size : (plane + 1) * size]
+        clear(plane_grad, 0, size)
         for window in range(plane * windows, (plane + 1) * windows):
-            place = places[window]
-            if 0 <= place < size:
-                mine[place] += source[window]
+            index = flat_indices[window]
+            if 0 <= index < size:
+                plane_grad[index] += source[window]

@@ -14,6 +14,7 @@ from numba import literal_unroll
 
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import (
+    CACHE_LINE,
     MR,
     NR_VECTORS,
     accumulate,
@@ -32,10 +33,10 @@ FEW_BLOCKS = 3  # the rounding error, which evens out over more blocks than thes
 KC = 512  # terms of a sum, whole blocks, after which C is written
 NC = 256  # columns of C that are finished before the next ones
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < MR), MR)  # of a register tile
-PAGE, LINE = 4096, 64  # bytes; what lies whole pages apart shares one set of the first-level cache
+PAGE = 4096  # bytes; what lies whole pages apart shares one set of the first-level cache
 FEW_ROWS = 128  # of A, up to which a panel of B is used too little to be worth packing
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
-A_LD = KC + LINE // 4  # between packed rows of A
+A_LD = KC + CACHE_LINE // 4  # between packed rows of A
 
 
 class AMatrix(NamedTuple):
@@ -151,9 +152,9 @@ def copy(source, i, target, j, count):
 
 
 @inner
-def clear(target, start, stop):
-    """target[start : stop] = 0"""
-    for i in range(start, stop):
+def clear(target, first, last):
+    """target[first : last] = 0"""
+    for i in range(first, last):
         target[i] = 0
 
 
@@ -189,10 +190,10 @@ def finite(array):
 
 
 @inner
-def product(a, m_range, b, columns, c, start, work):
-    """C[m, j] = start[m] + Σ_k A[m, k] · B[k, j] for m of m_range and j of columns.
+def product(a, m_range, b, columns, c, bias, work):
+    """C[m, j] = bias[m] + Σ_k A[m, k] · B[k, j] for m of m_range and j of columns.
 
-    If `start` is empty, the sums are added to what C holds. C's columns are one block where A has more than FEW_ROWS.
+    If `bias` is empty, the sums are added to what C holds. C's columns are one block where A has more than FEW_ROWS.
     """
     if m_range[0] >= m_range[1] or columns[0] >= columns[1]:
         return
@@ -211,7 +212,7 @@ def product(a, m_range, b, columns, c, start, work):
             while m < m_range[1]:  # the tiles of one height together
                 height, count_of_tiles = tiles_of(m_range[1] - m)
                 last = m + count_of_tiles * height
-                _tiles_of_height(height, a, (m, last), terms, numbers, rows, packing.tiles[:count], c, start, work.sums)
+                _tiles_of_height(height, a, (m, last), terms, numbers, rows, packing.tiles[:count], c, bias, work.sums)
                 m = last
 
 
@@ -287,22 +288,22 @@ def _copy_runs(numbers, offsets, runs, panels, ld):
 @inner
 def transpose_matrix(source, M, N, ld, target, target_ld):
     """target[n · target_ld + m] = source[m · ld + n] for m < M and n < N"""
-    lane = lanes(source)
-    for m in range(0, M, lane):
-        for n in range(0, N, lane):
+    vlen = lanes(source)
+    for m in range(0, M, vlen):
+        for n in range(0, N, vlen):
             i, j = m * ld + n, n * target_ld + m
-            transpose(source, i, ld, target, j, target_ld, min(lane, M - m), min(lane, N - n))
+            transpose(source, i, ld, target, j, target_ld, min(vlen, M - m), min(vlen, N - n))
 
 
 @inner
-def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, start, sums):
+def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, bias, sums):
     for height in literal_unroll(HEIGHTS):  # each height is code of its own
         if height == rows:
-            _tiles(height, a, m_range, terms, b, b_rows, tiles, c, start, sums)
+            _tiles(height, a, m_range, terms, b, b_rows, tiles, c, bias, sums)
 
 
 @inner
-def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, start, sums):
+def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, bias, sums):
     """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the rows m_range, `height` at a time, and some tiles."""
     (partial, packed, packed_offsets, ones), block, nr = sums, block_of(a.offsets.size), NR_VECTORS * lanes(c.numbers)
     a_offsets, pack, count = a.offsets[terms[0] : terms[1]], False, terms[1] - terms[0]
@@ -328,7 +329,7 @@ def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, start, sums):
                     tile = load_add(tile, partial, partial_at, nr)
                 if not last:
                     store(tile, partial, partial_at, nr, None)
-                elif terms[0] == 0 and start.size > 0:
-                    store(fma_outer(tile, start, m, 1, ones, 0, None), c.numbers, i, c.ld, width)
+                elif terms[0] == 0 and bias.size > 0:
+                    store(fma_outer(tile, bias, m, 1, ones, 0, None), c.numbers, i, c.ld, width)
                 else:
                     accumulate(tile, c.numbers, i, c.ld, width)

@@ -18,7 +18,7 @@ from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
 
 cross_entropy_at, loss_at, number = serial.cross_entropy_at, serial.loss_at, serial.number
-WIDE = REGISTERS // 8  # registers of samples side by side
+SAMPLE_REGISTERS = REGISTERS // 8  # registers of samples side by side
 
 
 def exact(function):
@@ -49,7 +49,7 @@ class Labels(NamedTuple):
 
 
 @inlined
-def part(unit, x, worker, workers):
+def walks_of(unit, x, worker, workers):
     """The worker's walks, of those that pass all of x in tiles like `unit`."""
     N, C, D = x.shape
     return share(N if D == 1 else N * ((D + tile_size(unit) - 1) // tile_size(unit)), worker, workers, 1)
@@ -91,7 +91,7 @@ def top_of(unit, x, way):
 
 
 @inlined
-def together(sums, way):
+def over_classes(sums, way):
     """The sum over all classes, of one sample in every lane or of each lane's own."""
     return reduce_add(sums) if way.less > 0 else sums
 
@@ -100,24 +100,24 @@ def shared(function):
     """Let workers run function(worker, workers, unit, *args): `unit` is a tile as arrays like `like` are walked."""
 
     @exact
-    def share_out(team, workers, like, args):
+    def share_out(start, workers, like, args):
         if like.shape[2] == 1:
-            each_worker(team, workers, function, (zeros(like, 1, 1), *args))
+            each_worker(start, workers, function, (zeros(like, 1, 1), *args))
         else:
-            each_worker(team, workers, function, (zeros(like, 1, WIDE), *args))
+            each_worker(start, workers, function, (zeros(like, 1, SAMPLE_REGISTERS), *args))
 
     return share_out
 
 
-def softmax(team, workers, x, out):
-    _softmax(team, workers, x, (x, out))
+def softmax(start, workers, x, out):
+    _softmax(start, workers, x, (x, out))
 
 
 @shared
 @exact
 def _softmax(worker, workers, unit, x, out):
     """z[c] = exp(x[c] − top) / Σ_k exp(x[k] − top)"""
-    (first, last), values, target = part(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
+    (first, last), values, target = walks_of(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
     for index in range(first, last):
         way = walk(unit, x, index)
         top, powers = top_of(unit, values, way), broadcast(unit, 0)
@@ -125,38 +125,38 @@ def _softmax(worker, workers, unit, x, out):
             power = exp(load_step(unit, values, way, k, -math.inf) - top)
             powers = powers + power
             store_step(power, target, way, k)
-        share_of_one = broadcast(unit, 1) / together(powers, way)
+        share_of_one = broadcast(unit, 1) / over_classes(powers, way)
         for k in range(way.steps):
             store_step(load_step(unit, target, way, k, 0) * share_of_one, target, way, k)
 
 
-def softmax_grad_input(team, workers, grad, z, out):
-    _softmax_grad_input(team, workers, z, (grad, z, out))
+def softmax_grad_input(start, workers, grad, z, out):
+    _softmax_grad_input(start, workers, z, (grad, z, out))
 
 
 @shared
 @exact
 def _softmax_grad_input(worker, workers, unit, grad, z, out):
     """∂x[c] = z[c] · (∂z[c] − Σ_k ∂z[k] · z[k])"""
-    (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
+    (first, last), slopes, values = walks_of(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
     target = out.reshape(-1)
     for index in range(first, last):
         way, products = walk(unit, z, index), broadcast(unit, 0)
         for k in range(way.steps):
             products = products + load_step(unit, slopes, way, k, 0) * load_step(unit, values, way, k, 0)
-        mean = together(products, way)
+        mean = over_classes(products, way)
         for k in range(way.steps):
             store_step(load_step(unit, values, way, k, 0) * (load_step(unit, slopes, way, k, 0) - mean), target, way, k)
 
 
-def log_softmax(team, workers, x, out):
-    _shared_log_softmaxes(team, workers, x, (x, out))
+def log_softmax(start, workers, x, out):
+    _shared_log_softmaxes(start, workers, x, (x, out))
 
 
 @exact
 def _log_softmaxes(worker, workers, unit, x, out):
     """Fill the worker's part of `out`; return from which sample on, n·D + d, and up to which."""
-    (first, last), values, target = part(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
+    (first, last), values, target = walks_of(unit, x, worker, workers), x.reshape(-1), out.reshape(-1)
     for index in range(first, last):
         _log_softmax(unit, values, walk(unit, x, index), target)
     (n, d), (n_end, d_end) = place(unit, x, first), place(unit, x, last)
@@ -172,39 +172,39 @@ def _log_softmax(unit, x, way, out):
     top, powers = top_of(unit, x, way), broadcast(unit, 0)
     for k in range(way.steps):
         powers = powers + exp(load_step(unit, x, way, k, -math.inf) - top)
-    log_total = log(together(powers, way))
+    log_total = log(over_classes(powers, way))
     for k in range(way.steps):
         store_step(load_step(unit, x, way, k, 0) - top - log_total, out, way, k)
 
 
-def log_softmax_grad_input(team, workers, grad, z, out):
-    _log_softmax_grad_input(team, workers, z, (grad, z, out))
+def log_softmax_grad_input(start, workers, grad, z, out):
+    _log_softmax_grad_input(start, workers, z, (grad, z, out))
 
 
 @shared
 @exact
 def _log_softmax_grad_input(worker, workers, unit, grad, z, out):
     """∂x[c] = ∂z[c] − exp(z[c]) · Σ_k ∂z[k]"""
-    (first, last), slopes, values = part(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
+    (first, last), slopes, values = walks_of(unit, z, worker, workers), grad.reshape(-1), z.reshape(-1)
     target = out.reshape(-1)
     for index in range(first, last):
         way, grads = walk(unit, z, index), broadcast(unit, 0)
         for k in range(way.steps):
             grads = grads + load_step(unit, slopes, way, k, 0)
-        whole = together(grads, way)
+        whole = over_classes(grads, way)
         for k in range(way.steps):
             store_step(
                 load_step(unit, slopes, way, k, 0) - exp(load_step(unit, values, way, k, 0)) * whole, target, way, k
             )
 
 
-def cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, losses, weights, log_p):
+def cross_entropy(start, workers, x, target, weight, ignore_index, smoothing, losses, weights, log_p):
     """log_p = log_softmax(x), and from it the loss and the weight of each sample."""
     labels = Labels(target, weight, ignore_index, smoothing)
-    _cross_entropy(team, workers, x, (x, labels, losses, weights, log_p))
+    _cross_entropy(start, workers, x, (x, labels, losses, weights, log_p))
 
 
-def reduced_cross_entropy(team, workers, x, target, weight, ignore_index, smoothing, mean, loss, log_p):
+def reduced_cross_entropy(start, workers, x, target, weight, ignore_index, smoothing, mean, loss, log_p):
     """log_p = log_softmax(x), and the sum of all losses, with `mean` over that of their weights.
 
     The sums are float64's, because the samples may be the pixels of many images.
@@ -213,7 +213,7 @@ def reduced_cross_entropy(team, workers, x, target, weight, ignore_index, smooth
     if not known:
         return False
     sums, labels = np.zeros(workers), Labels(target, weight, ignore_index, smoothing)
-    _sum_of_losses(team, workers, x, (x, labels, log_p, sums))
+    _sum_of_losses(start, workers, x, (x, labels, log_p, sums))
     loss[0] = sums.sum() / (total if mean else 1)
     return True
 
@@ -250,18 +250,18 @@ def _cross_entropy(worker, workers, unit, x, labels, losses, weights, log_p):
         loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, sample // D, sample % D)
 
 
-def cross_entropy_grad_input(team, workers, grad, log_p, target, weight, ignore_index, smoothing, out):
+def cross_entropy_grad_input(start, workers, grad, log_p, target, weight, ignore_index, smoothing, out):
     labels = Labels(target, weight, ignore_index, smoothing)
-    _cross_entropy_grad_input(team, workers, out, (grad, log_p, labels, out))
+    _cross_entropy_grad_input(start, workers, out, (grad, log_p, labels, out))
 
 
-def reduced_cross_entropy_grad_input(team, workers, grad, log_p, target, weight, ignore_index, smoothing, mean, out):
+def reduced_cross_entropy_grad_input(start, workers, grad, log_p, target, weight, ignore_index, smoothing, mean, out):
     total, known = weight_of(target, weight, ignore_index)
     if not known:
         return False
     grads = np.full(target.shape, number(out, grad[0] / (total if mean else 1)))
     labels = Labels(target, weight, ignore_index, smoothing)
-    _cross_entropy_grad_input(team, workers, out, (grads, log_p, labels, out))
+    _cross_entropy_grad_input(start, workers, out, (grads, log_p, labels, out))
     return True
 
 
@@ -269,7 +269,7 @@ def reduced_cross_entropy_grad_input(team, workers, grad, log_p, target, weight,
 @exact
 def _cross_entropy_grad_input(worker, workers, unit, grad, log_p, labels, out):
     """∂x[c] = ∂loss · (exp(log_p[c]) · Σ_k t_k − t_c) with t_c = w[c] · ((1 − ε)·[c = y] + ε/C)"""
-    (first, last), logs, slopes = part(unit, out, worker, workers), log_p.reshape(-1), out.reshape(-1)
+    (first, last), logs, slopes = walks_of(unit, out, worker, workers), log_p.reshape(-1), out.reshape(-1)
     target, weight, ignore_index, smoothing = labels
     spread = number(out, smoothing) / number(out, out.shape[1])
     hit, spreads = number(out, 1) - number(out, smoothing), spread * weight.sum()

@@ -111,22 +111,22 @@ def _mean(x, plane, W, ranges, divisors, index):
 _maxima, _means = _over_windows(_maximum), _over_windows(_mean)
 
 
-def max_pool2d(team, workers, x, W, rows, columns, steps, out):
+def max_pool2d(start, workers, x, W, rows, columns, steps, out):
     """out[plane, r, c] = max of x[plane, i, j] for i in rows[r] and j in columns[c], `steps` apart; images flat.
 
     W: the width of x's planes.
     """
-    each_worker(team, workers, _maxima, (x, W, rows, columns, steps, out))
+    each_worker(start, workers, _maxima, (x, W, rows, columns, steps, out))
 
 
-def avg_pool2d(team, workers, x, W, rows, columns, divisors, out):
+def avg_pool2d(start, workers, x, W, rows, columns, divisors, out):
     """out[plane, r, c] = Σ x[plane, i, j] / divisors[r · W_out + c], i in rows[r] and j in columns[c]; images flat."""
-    each_worker(team, workers, _means, (x, W, rows, columns, divisors, out))
+    each_worker(start, workers, _means, (x, W, rows, columns, divisors, out))
 
 
-def affine(team, workers, x, scale, shift, pixels, low, high, out):
+def affine(start, workers, x, scale, shift, pixels, low, high, out):
     """out[plane, pixel] = min(max(x · scale + shift, low), high), scale and shift of each channel; images flat."""
-    each_worker(team, workers, _affine, (x, scale, shift, pixels, low, high, out))
+    each_worker(start, workers, _affine, (x, scale, shift, pixels, low, high, out))
 
 
 @inner
@@ -135,14 +135,14 @@ def _affine(worker, workers, x, scale, shift, pixels, low, high, out):
     begin, end = share(x.size // (pixels * lane), worker, workers, 1)
     for plane in range(begin, end):
         channel = plane * lane % scale.size
-        slope, start = load(unit, scale, channel, lane, 0), load(unit, shift, channel, lane, 0)
+        slope, offset = load(unit, scale, channel, lane, 0), load(unit, shift, channel, lane, 0)
         for i in range(plane * pixels * lane, (plane + 1) * pixels * lane, lane):
-            store(clamp(load(unit, x, i, lane, 0) * slope + start, low, high), out, i, lane)
+            store(clamp(load(unit, x, i, lane, 0) * slope + offset, low, high), out, i, lane)
 
 
-def add(team, workers, x, y, low, high, out):
+def add(start, workers, x, y, low, high, out):
     """out[i] = min(max(x[i] + y[i], low), high); any layout, flat."""
-    each_worker(team, workers, _add, (x, y, low, high, out))
+    each_worker(start, workers, _add, (x, y, low, high, out))
 
 
 @inner
@@ -155,9 +155,9 @@ def _add(worker, workers, x, y, low, high, out):
         store(clamp(load(unit, x, i, n, 0) + load(unit, y, i, n, 0), low, high), out, i, n)
 
 
-def bound(team, workers, x, low, high, out):
+def bound(start, workers, x, low, high, out):
     """out[i] = min(max(x[i], low), high); any layout, flat."""
-    each_worker(team, workers, _bound, (x, low, high, out))
+    each_worker(start, workers, _bound, (x, low, high, out))
 
 
 @inner
@@ -169,9 +169,9 @@ def _bound(worker, workers, x, low, high, out):
         store(clamp(load(unit, x, i, end - i, 0), low, high), out, i, end - i)
 
 
-def scale(team, workers, x, factors, pixels, out):
+def scale(start, workers, x, factors, pixels, out):
     """out[plane, pixel] = x · factors[plane], a register of lanes; images flat."""
-    each_worker(team, workers, _scale, (x, factors, pixels, out))
+    each_worker(start, workers, _scale, (x, factors, pixels, out))
 
 
 @inner

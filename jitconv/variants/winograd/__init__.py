@@ -56,7 +56,7 @@ class Pack:
 pack_for = functools.cache(Pack)  # one function for one way to pack: whoever caches what it packed goes by that
 
 
-class Bound:
+class TiledConvolution:
     """A convolution bound to its shapes: a kernel of its op, whose weight may come packed or not."""
 
     def __init__(
@@ -88,7 +88,7 @@ def choose(op: str, arrays: Any, constants: Any) -> Any:
     plain, transposed = _base[op].bind(arrays, constants), op in TRANSPOSED
     geometry = geometry_of(x, weight, out, transposed)
     m = method(geometry, weight, stride, dilation, transposed)
-    return plain if m is None else Bound(op, plain, m, geometry, padding, weight, np.dtype(dtype))
+    return plain if m is None else TiledConvolution(op, plain, m, geometry, padding, weight, np.dtype(dtype))
 
 
 def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Any:
@@ -97,7 +97,7 @@ def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Any:
     stride, padding, dilation, size, *pooling = constants
     z = (x[0][0], weight[0][0], *size), x[1]
     convolution = choose("conv2d", (x, weight, bias, z), (stride, padding, dilation))
-    if isinstance(convolution, Bound):
+    if isinstance(convolution, TiledConvolution):
         return TwoOps(convolution, choose_max_pool2d((z, out, indices), tuple(pooling)), z)
     return _base["conv2d_max_pool2d"].bind(arrays, constants)
 

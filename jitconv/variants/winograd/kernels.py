@@ -18,12 +18,11 @@ import numpy as np
 from numba import literal_unroll
 
 from jitconv.variants.compiling import inner
-from jitconv.variants.simd import NR_VECTORS, fma_outer, lanes, load_add, store, transpose, zeros
+from jitconv.variants.simd import CACHE_LINE, NR_VECTORS, fma_outer, lanes, load_add, store, transpose, zeros
 from jitconv.variants.tiled.product import HEIGHTS, NONE, clear, finite, share
-from jitconv.variants.winograd.transforms import TERMS, Square, input_tile, output_tile, weight_tile
+from jitconv.variants.winograd.transforms import BLOCK_TERMS, Square, input_tile, output_tile, weight_tile
 from jitconv.variants.workers import each_worker
 
-LINE = 64  # bytes
 SKEW = 16  # numbers between the matrices of two p: whole pages apart, they would share sets of the first-level cache
 TAPS = 9
 
@@ -98,8 +97,8 @@ class Workspace(NamedTuple):
 
 def aligned(count, like):
     """An array of so many numbers, of the dtype of an array, that begins at a cache line."""
-    numbers = np.empty(count + LINE // like.itemsize, like.dtype)
-    first = -numbers.ctypes.data % LINE // like.itemsize
+    numbers = np.empty(count + CACHE_LINE // like.itemsize, like.dtype)
+    first = -numbers.ctypes.data % CACHE_LINE // like.itemsize
     return numbers[first : first + count]
 
 
@@ -246,7 +245,7 @@ def _load_pixels(x, plane, channels, corner, size, pixels):
 def _products(work, p, C, u, u_at, tiles):
     """sums[p, tile, k] = Σ_c V[p, c, tile] · U[p, c, k] for a panel of U, whose rows stay near a few at a time."""
     v, sums, step = work.v, work.sums, lanes(u)
-    vectors, width, terms = (C + step - 1) // step, NR_VECTORS * step, TERMS // step
+    vectors, width, terms = (C + step - 1) // step, NR_VECTORS * step, BLOCK_TERMS // step
     ld = (work.v_ld - SKEW) // vectors
     for first in range(0, vectors, terms):
         tile, depth = 0, min(terms, vectors - first)
@@ -328,7 +327,7 @@ def _repair(launch, x, filters, g, k, bias, block, overflow, out):
 
 @inner
 def _convolve_at(x, n, g, filters, k, row, column):
-    """Σ_c Σ_t of one output, in partial sums of at most TERMS products."""
+    """Σ_c Σ_t of one output, in partial sums of at most BLOCK_TERMS products."""
     H, W, sums = x.shape[2], x.shape[3], np.zeros(2, x.dtype)
     for c in range(filters.C):
         i = g * filters.group + k * filters.k_ld + c * filters.c_ld + filters.first
@@ -336,7 +335,7 @@ def _convolve_at(x, n, g, filters, k, row, column):
             a, b = row + t // 3, column + t % 3
             if 0 <= a < H and 0 <= b < W:
                 sums[1] += x[n, g * filters.C + c, a, b] * filters.numbers[i + t * filters.step]
-        if (c + 1) % (TERMS // TAPS) == 0 or c == filters.C - 1:
+        if (c + 1) % (BLOCK_TERMS // TAPS) == 0 or c == filters.C - 1:
             sums[0] += sums[1]
             sums[1] = 0
     return sums[0]

@@ -13,9 +13,9 @@ Pair = tuple[int, int]
 
 # What a method costs for each pair of a channel and a filter, in multiply-adds of the direct convolution: for an output
 # or a tile, and for the transform of the filter, which counts where filters change at every call.
-DIRECT_OUTPUT = 9
-TILE = {2: 16 * 1.15, 4: 36 * 1.2}
-FILTER = {2: 16 * 30, 4: 36 * 30}
+DIRECT_COST = 9
+TILE_COST = {2: 16 * 1.15, 4: 36 * 1.2}
+FILTER_COST = {2: 16 * 30, 4: 36 * 30}
 FEW = 16  # channels or filters of a group, below which the transforms cost more than they save
 BLOCK_TILES, BLOCK_BYTES = 56, 5 << 18  # tiles computed at once, and their transformed pixels, at most
 
@@ -50,9 +50,9 @@ def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, chan
     """
     if weight[2:] != (3, 3) or (*stride, *dilation) != (1, 1, 1, 1) or min(geometry.C, geometry.K) < FEW:
         return None
-    costs = {m: geometry.N * math.prod(geometry.tiles(m)) * TILE[m] + changing * FILTER[m] for m in POINTS}
+    costs = {m: geometry.N * math.prod(geometry.tiles(m)) * TILE_COST[m] + changing * FILTER_COST[m] for m in POINTS}
     best = min(costs, key=lambda m: costs[m])
-    return best if costs[best] < DIRECT_OUTPUT * geometry.N * geometry.H * geometry.W else None
+    return best if costs[best] < DIRECT_COST * geometry.N * geometry.H * geometry.W else None
 
 
 def blocking(geometry: Geometry, m: int, dtype: np.dtype[Any]) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from jitconv.variants.simd import INDEX, Code, Tile
 POINTS = {2: (1.0,), 4: (2 / 3, 3 / 2)}
 # m: the most roundings on a way through Bᵀ, G and Aᵀ, once; a constant that is no number of the dtype counts as one.
 ROUNDINGS = {2: (1, 2, 2), 4: (3, 4, 3)}
-TERMS = 64  # products that are added up on their own
+BLOCK_TERMS = 64  # products that are added up on their own
 
 
 class Matrices(NamedTuple):
@@ -46,7 +46,7 @@ def matrices(m: int) -> Matrices:
 
 def roundings(m: int, C: int) -> int:
     """The most roundings on a way from a pixel or a tap to an output: of transforms both ways, sums of C, and bias."""
-    return 2 * sum(ROUNDINGS[m]) + min(C, TERMS) + -(-C // TERMS) - 1 + 1
+    return 2 * sum(ROUNDINGS[m]) + min(C, BLOCK_TERMS) + -(-C // BLOCK_TERMS) - 1 + 1
 
 
 class Transform(Code):
