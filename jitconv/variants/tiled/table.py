@@ -5,6 +5,7 @@
 | many output channels of the product | blocked.py: channels in the lanes | the same, filters turned about | |
 | 1×1, few input channels | conv2d.py: each number is used too few times to be transposed | | |
 | few | conv2d.py: pixels in the lanes, shifted copies of the image | the same, in grad_input.py | conv2d.py |
+| up to 4 | | col2im.py: so few that shifted copies of ∂z would cost more than the sums | |
 
 "Many" fill most lanes of the registers. The channels that a product puts into the lanes are the filters, and for the
 gradient for the input the image's channels. Where the sum is over less than a register of channels pixels are in the
@@ -21,7 +22,7 @@ import numpy as np
 from jitconv.variants import get
 from jitconv.variants.rows import Conv
 from jitconv.variants.simd import lanes_of
-from jitconv.variants.tiled import blocked, conv2d, fused, pooling
+from jitconv.variants.tiled import blocked, col2im, conv2d, fused, pooling
 from jitconv.variants.tiled.blocked import Convolution, Epilogue
 from jitconv.variants.tiled.grad_input import GradInput
 from jitconv.variants.tiled.grad_weight import GradWeight
@@ -30,6 +31,7 @@ from jitconv.variants.tiled.product import SHORT_BLOCK
 
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
 FULL = 0.7  # of the lanes, from which on channels belong into them
+FEW_CHANNELS = 4  # of an image whose gradient is asked for
 FEW_TERMS = 128  # of a 1×1 filter, up to which pixels stay in the lanes
 POOLED_TERMS = 2 * SHORT_BLOCK  # of a sum whose result is pooled in registers: of longer ones that saves nothing
 MOST_PIXELS = 1 << 31  # of an image whose indices fit into the lanes of a register of float32
@@ -90,6 +92,8 @@ def choose_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
     if fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, math.prod(weight_shape[2:]), dtype):
         kernel = blocked.bind_grad_input(grad_shape, weight_shape, dtype, constants, x_shape)
         return Blocked(kernel, x_shape[1])
+    if weight_shape[1] <= FEW_CHANNELS:
+        return COL2IM
     return GradInput(grad_shape, weight_shape, x_shape, constants, SHIFTED[False])
 
 
@@ -107,6 +111,7 @@ SHIFTED = {
     False: Tiled(conv2d.conv2d, plain["conv2d"], False),
     True: Tiled(conv2d.conv2d, _and_relu(plain["conv2d"]), True),
 }
+COL2IM = Tiled(col2im.conv2d_grad_input, None, recordable=True)
 DOTS = Tiled(conv2d.conv2d_grad_weight_by_dots, plain["conv2d_grad_weight"])
 PANELS = Tiled(conv2d.conv2d_grad_weight, plain["conv2d_grad_weight"])
 
