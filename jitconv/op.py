@@ -213,7 +213,7 @@ class Bound(Call):
         tensors, names, shapes = args[: op.tensor_count], op.arguments[: op.tensor_count], op.shapes(*args)
         first, kernel, shapes = args[0], variant.ops[op.name], [*map(tuple, shapes)]
         self.returned = len(shapes) if returned is None else returned
-        self.skips_last = self.returned < len(shapes) and getattr(kernel, "leaves_out", False)
+        self.skips_last = self.returned < len(shapes) and getattr(kernel, "skips_last", False)
         self.constants = [
             tuple(c) if isinstance(c, list) else c for c in args[op.tensor_count : op.kernel_argument_count]
         ]

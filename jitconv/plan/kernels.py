@@ -120,7 +120,7 @@ def conv2d_max_pool2d(low: Any, node: Node) -> list[KernelCall] | None:
 
 def _indices(kernel: Any, out: Array) -> Any:
     """The array of a pooling's indices, which nobody asks for: none where the kernel need not keep them."""
-    if getattr(kernel, "leaves_out", False):
+    if getattr(kernel, "skips_last", False):
         return np.empty((0,) * 4, np.int64)
     return buffers.new(out.shape, np.int64)
 

@@ -41,11 +41,11 @@ from jitconv.variants.workers import each_worker
 LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
 
 
-def conv2d(team, workers, relu, x, weight, bias, stride, padding, dilation, out):
+def conv2d(start, workers, relu, x, weight, bias, stride, padding, dilation, out):
     """z = W · (shifted images) + b, with `relu` max(0, z); False if a weight is not finite: it would meet padding."""
     if not finite(weight):
         return False
-    each_worker(team, workers, _convolve, (relu, x, weight, bias, Conv(stride, padding, dilation), out))
+    each_worker(start, workers, _convolve, (relu, x, weight, bias, Conv(stride, padding, dilation), out))
     return True
 
 
@@ -80,21 +80,21 @@ def _convolve(worker, workers, relu, x, weight, bias, conv, out):
                     copy(z, (f * band.images + n) * pixels, flat, first + (n * C_out + f) * pixels, pixels)
 
 
-def conv2d_grad_weight_by_dots(team, workers, grad, x, stride, padding, dilation, out):
+def conv2d_grad_weight_by_dots(start, workers, grad, x, stride, padding, dilation, out):
     """∂W by dot products; False as the other."""
-    return _add_up(team, workers, None, grad, x, Conv(stride, padding, dilation), out)
+    return _add_up(start, workers, None, grad, x, Conv(stride, padding, dilation), out)
 
 
-def conv2d_grad_weight(team, workers, grad, x, stride, padding, dilation, out):
+def conv2d_grad_weight(start, workers, grad, x, stride, padding, dilation, out):
     """∂W = Σ_n ∂z · (shifted images)ᵀ; False if the result is not finite: a number met the zeros around an image."""
-    return _add_up(team, workers, ONE, grad, x, Conv(stride, padding, dilation), out)
+    return _add_up(start, workers, ONE, grad, x, Conv(stride, padding, dilation), out)
 
 
 @inner
-def _add_up(team, workers, packed, grad, x, conv, out):
+def _add_up(start, workers, packed, grad, x, conv, out):
     flat, others = out.reshape(-1), np.zeros((workers - 1, out.size), out.dtype)
     clear(flat, 0, flat.size)
-    each_worker(team, workers, _correlate, (packed, grad, x, out, conv, flat, others))
+    each_worker(start, workers, _correlate, (packed, grad, x, out, conv, flat, others))
     for i in range(workers - 1):
         for k in range(flat.size):
             flat[k] += others[i, k]

@@ -92,9 +92,9 @@ class Launch(NamedTuple):
     high: float
 
 
-def convolve(team, workers, shape, arrays, tables, launch):
+def convolve(start, workers, shape, arrays, tables, launch):
     """out = min(max(bias + Σ weights · x + residual, low), high)"""
-    each_worker(team, workers, _convolve, (shape, arrays, tables, launch))
+    each_worker(start, workers, _convolve, (shape, arrays, tables, launch))
 
 
 @inner

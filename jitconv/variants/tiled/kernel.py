@@ -20,7 +20,7 @@ class Tiled(Kernel):
     recordable: whether the driver gives its workers its own arguments and nothing else, by one each_worker.
     """
 
-    leaves_out = False  # the last result, where it is given an array of no size for it
+    skips_last = False  # the last result, where it is given an array of no size for it
 
     def __init__(self, driver: Any, plain: Callable[..., None] | None, *options: Any, recordable: bool = False) -> None:
         super().__init__(_compiled(driver))
@@ -41,9 +41,9 @@ class Choice:
     A call with arrays binds itself; whoever calls often binds once, and packs the weights that `packs` names.
     """
 
-    def __init__(self, choose: Callable[..., Callable[..., Any]], leaves_out: bool = False) -> None:
+    def __init__(self, choose: Callable[..., Callable[..., Any]], skips_last: bool = False) -> None:
         self.bind = functools.lru_cache(maxsize=256)(choose)
-        self.leaves_out = leaves_out  # the last result, where it is given an array of no size for it
+        self.skips_last = skips_last  # the last result, where it is given an array of no size for it
 
     def __call__(self, *args: Any) -> None:
         arrays = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, np.ndarray))

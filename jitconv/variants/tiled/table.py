@@ -207,7 +207,7 @@ CONVOLUTIONS = {
     "conv2d_relu": Choice(partial(choose_conv2d, True)),
     "conv2d_grad_input": Choice(choose_grad_input),
     "conv2d_grad_weight": Choice(choose_grad_weight),
-    "max_pool2d": Choice(choose_max_pool2d, leaves_out=True),
+    "max_pool2d": Choice(choose_max_pool2d, skips_last=True),
     "max_pool2d_grad_input": Choice(choose_max_pool2d_grad_input),
-    "conv2d_max_pool2d": Choice(choose_conv2d_max_pool2d, leaves_out=True),
+    "conv2d_max_pool2d": Choice(choose_conv2d_max_pool2d, skips_last=True),
 }

@@ -104,6 +104,6 @@ def choose_conv2d_max_pool2d(arrays: Any, constants: Any) -> Any:
 
 _base: Any = get("jit-tiled").ops
 _ops = {op: Choice(functools.partial(choose, op)) for op in ("conv2d", *RECTIFIED, *TRANSPOSED)}
-_ops["conv2d_max_pool2d"] = Choice(choose_conv2d_max_pool2d, leaves_out=True)
+_ops["conv2d_max_pool2d"] = Choice(choose_conv2d_max_pool2d, skips_last=True)
 _bounds: Any = {"conv2d": bounds.conv2d, "conv2d_grad_input": bounds.conv2d_grad_input}
 VARIANTS = (Variant("jit-winograd", "cpu", {**_base, **_ops}, bounds=_bounds),)
