@@ -28,9 +28,9 @@ from jitconv.variants.workers import each_worker
 AT_ONCE = 1024  # pixels of the image that are computed together, about
 
 
-def conv2d_grad_input(team, workers, grad, weight, stride, padding, dilation, out):
+def conv2d_grad_input(start, workers, grad, weight, stride, padding, dilation, out):
     """∂x[n, c, m, l] = Σ_o Σ_(i, j) w[o, c, i, j] · ∂z[n, o, row, col] with m = row·s + i·d − p, l = col·s + j·d − p"""
-    each_worker(team, workers, _bands, (grad, weight, Conv(stride, padding, dilation), out))
+    each_worker(start, workers, _bands, (grad, weight, Conv(stride, padding, dilation), out))
 
 
 @inner
