@@ -9,7 +9,7 @@ those lanes is never read. With groups, an image is blocked only if each group's
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,7 +168,7 @@ class Convolution:
                 term, pixel, x_image = 1, lanes, blocks_of(inputs, self.dtype) * plane * lanes
                 blocks = [(c // lanes * plane * lanes + c % lanes, min(depth, inputs - c)) for c in starts]
             block, how = len(taps) * depth * width, Layout(W * pixel, pixel, depth, depth * width)
-        pixels = min(PIXELS, key=lambda n: (-(-columns.length // n) * (n + 1), -n))
+        pixels = min(PIXELS, key=partial(_cost, rows.length, columns.length))
         start = sum(size_of(*each) for each in self.packing)
         self.packing.append((weights, taps))
         across = -(-columns.length // pixels)
@@ -256,6 +256,11 @@ class Convolution:
         result = layout.workspace(name, size, self.dtype)
         calls.append((TO_BLOCKED, (array, channels, pixels, result)))
         return result
+
+
+def _cost(lines: int, line: int, pixels: int) -> float:
+    """How long tiles of so many pixels take for a line, about; the last of an image, if it is not full, three times."""
+    return (-(-line // pixels) + (2 / lines if line % pixels else 0)) * (pixels + 1)
 
 
 def _depth(taps: int, inputs: int, lanes: int) -> tuple[int, int]:
