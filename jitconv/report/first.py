@@ -76,7 +76,7 @@ def _race(results: Results) -> Markup:
     others = {row.variant for row in results.pick(group="network") if row.variant in ENGINES}
     missing = [named(name) for name in ENGINES if name not in others]
     note = f" Not in this run: {', '.join(missing)}." if missing else ""
-    return Markup(f"On one core the fastest other engine takes, times ours, {', '.join(parts)}.{note}")
+    return Markup(f"Our time on one core being 1, the fastest other engine needs {', '.join(parts)}.{note}")
 
 
 def _layers(results: Results) -> Markup:
