@@ -23,10 +23,19 @@ def test_coverage(count: int, between: float) -> None:
     spread = between_passes(ours + theirs)
     if between > 0.01:  # than the rounds' own spread, which hides a smaller one
         assert spread**0.5 == pytest.approx(between, rel=0.25)
-    held = [interval(mine, other, spread).holds(2.0) for mine, other in zip(ours, theirs, strict=True)]
+    of_ratios = between_passes(ours, theirs)
+    held = [interval(mine, other, of_ratios).holds(2.0) for mine, other in zip(ours, theirs, strict=True)]
     assert 0.90 <= np.mean(held) <= 0.98
     held = [interval(mine, spread=spread).holds(1.0) for mine in ours]
     assert 0.90 <= np.mean(held) <= 0.98
+
+
+def test_what_disturbs_a_whole_pass_is_not_in_its_ratios() -> None:
+    chance = np.random.default_rng(3)
+    drift = np.exp(chance.normal(0, 0.1, (ROWS, 4)))
+    ours, theirs = ([[list(np.exp(chance.normal(0, 0.01, 5)) * slow) for slow in row] for row in drift] for _ in (0, 1))
+    assert between_passes(ours) ** 0.5 == pytest.approx(0.1, rel=0.25)
+    assert between_passes(ours, theirs) ** 0.5 < 0.01
 
 
 def test_disturbed_rows_do_not_widen_the_others() -> None:

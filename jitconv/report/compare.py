@@ -91,9 +91,9 @@ def changes(old: Results, new: Results) -> Comparison:
     """Compare two runs row by row."""
     olds, news = ({(row.work_key, row.variant): row for row in each.rows} for each in (old, new))
     both = [key for key in olds if key in news]
-    spread = max(old.spread, new.spread)
     found = []
     for key in both:
+        spread = old.spread[olds[key].threads] + new.spread[news[key].threads]  # passes of two runs are no pairs
         factor = intervals.interval(olds[key].passes, news[key].passes, spread)
         found.append(Change(olds[key], news[key], factor, _corrected(factor, len(both))))
     found.sort(key=lambda each: -each.factor.middle)

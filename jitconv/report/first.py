@@ -215,7 +215,7 @@ def doubt(results: Results) -> dict[str, Any]:
         "commit": str(results.commit.get("id", ""))[:10],
         "dirty": bool(results.commit.get("dirty")),
         "suite": results.suite,
-        "spread": digits(100 * math.sqrt(results.spread), 2),
+        "spread": " and ".join(f"{digits(100 * math.sqrt(v), 2)} % on {cores(n)}" for n, v in results.spread.items()),
     }
 
 

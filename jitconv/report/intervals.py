@@ -35,17 +35,18 @@ def middle(passes: Passes) -> float:
     return float(np.exp(np.mean([np.log(np.median(rounds)) for rounds in passes])))
 
 
-def between_passes(rows: Sequence[Passes]) -> float:
+def between_passes(rows: Sequence[Passes], against: Sequence[Passes] | None = None) -> float:
     """Return the variance of log times between passes that rounds do not explain, over all rows of a run.
 
-    A median of the rows' own: a few rows that something disturbed do not widen the intervals of all others. Of a
-    variance with k degrees of freedom the median is (1 − 2/9k)³ of the mean (Wilson and Hilferty, 1931).
+    Or that of the log ratios of `against`'s times over them. A median of the rows' own: a few rows that something
+    disturbed do not widen the intervals of all others. Of a variance with k degrees of freedom the median is
+    (1 − 2/9k)³ of the mean (Wilson and Hilferty, 1931).
     """
     found = []
-    for passes in rows:
-        if len(passes) > 1:
-            shrunk = (1 - 2 / (9 * (len(passes) - 1))) ** 3
-            found.append(_between(np.array([_resampled(rounds) for rounds in passes]), shrunk))
+    for draws in map(_draws, rows, against or [None] * len(rows)):
+        if len(draws) > 1:
+            shrunk = (1 - 2 / (9 * (len(draws) - 1))) ** 3
+            found.append(_between(draws, shrunk))
     return max(0.0, float(np.median(found))) if found else 0.0
 
 
@@ -55,21 +56,16 @@ def interval(
     """Return the time's interval, or that of the ratio of `against`'s time over it, by a bootstrap on two levels.
 
     Rounds are drawn again within each pass. Passes are too few to be drawn again: their effect is drawn from a t
-    distribution whose variance is the passes' own, shrunk to `spread`, that of the run (see between_passes). The
-    passes of `against` pair up with these. One pass has the run's spread; in a run of one pass the interval is
-    of rounds alone.
+    distribution whose variance is the passes' own, shrunk to `spread`, that of the run's times, or of its ratios (see
+    between_passes). The passes of `against` pair up with these. One pass has the run's spread; in a run of one pass
+    the interval is of rounds alone.
     """
     at = middle(passes)
     if against is not None:
         at = middle(against) / at
-        count = min(len(passes), len(against))
-        passes, against = passes[:count], against[:count]
     if min(len(rounds) for rounds in (*passes, *(against or ()))) < 3:
         return Interval(at)
-    draws = np.array([_resampled(rounds) for rounds in passes])
-    if against is not None:
-        draws = np.array([_resampled(rounds, seed=1) for rounds in against]) - draws
-        spread = 2 * spread
+    draws = _draws(passes, against)
     count = len(draws)
     drawn = draws.mean(axis=0)
     if count > 1 or spread > 0:
@@ -81,6 +77,16 @@ def interval(
     tail = (100 - coverage) / 2
     low, high = np.exp(np.log(at) + np.percentile(drawn - np.mean(drawn), [tail, 100 - tail]))
     return Interval(at, float(low), float(high))
+
+
+def _draws(passes: Passes, against: Passes | None = None) -> NDArray[np.float64]:
+    """For each pass, or pair of passes, the logarithms of its time, or of the ratio, from rounds drawn again."""
+    draws = np.array([_resampled(rounds) for rounds in passes])
+    if against is None:
+        return draws
+    theirs = np.array([_resampled(rounds, seed=1) for rounds in against])
+    count = min(len(draws), len(theirs))
+    return theirs[:count] - draws[:count]
 
 
 def _resampled(rounds: Sequence[float], seed: int = 0) -> NDArray[np.float64]:

@@ -72,8 +72,9 @@ class Results:
     """Everything the page is made of.
 
     rows: the benchmarks'. digits, cases: the checks of `verify`. trainings: train's files. machine: what was measured
-    on, machines where files disagree. order: the variants, slowest to fastest. spread: variance of log times between
-    passes; noise: how far A/A pairs differ, by cores. gaps: rows without a time, and why.
+    on, machines where files disagree. order: the variants, slowest to fastest. By cores: spread, the variance of log
+    times between passes; ratio_spread, that of log ratios to torch; noise, how far A/A pairs differ. gaps: rows without
+    a time, and why.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -88,7 +89,8 @@ class Results:
     commit: dict[str, Any] = field(default_factory=dict)
     date: str = ""
     suite: str = ""
-    spread: float = 0.0
+    spread: dict[int, float] = field(default_factory=dict)
+    ratio_spread: dict[int, float] = field(default_factory=dict)
     noise: dict[int, float] = field(default_factory=dict)
 
     def pick(self, **where: Any) -> list[Row]:
@@ -122,7 +124,7 @@ class Results:
 
     def ratio(self, theirs: Row, ours: Row) -> Interval:
         """Return their time over ours."""
-        return intervals.interval(ours.passes, theirs.passes, self.spread)
+        return intervals.interval(ours.passes, theirs.passes, self.ratio_spread.get(ours.threads, 0.0))
 
     def verdict(self) -> tuple[str, str]:
         """Return "quiet", "noisy", "unusable" or "unknown", and how far A/A pairs differ, in words."""
@@ -214,7 +216,13 @@ def _fill(found: Results, rows: list[Row]) -> None:
     """Set intervals and ratios, which need all rows: the spread between passes, and the noise of A/A pairs."""
     found.rows = [row for row in rows if not row.info.get("again")]
     found.again = [row for row in rows if row.info.get("again")]
-    found.spread = intervals.between_passes([row.passes for row in rows])
+    baseline = {row.work_key: row for row in found.rows if row.variant == BASELINE}
+    for threads in sorted({row.threads for row in rows}):
+        here = [row for row in rows if row.threads == threads]
+        found.spread[threads] = intervals.between_passes([row.passes for row in here])
+        pairs = [(row.passes, baseline[row.work_key].passes) for row in here if row.work_key in baseline]
+        pairs = [(ours, theirs) for ours, theirs in pairs if ours is not theirs]
+        found.ratio_spread[threads] = intervals.between_passes(*zip(*pairs, strict=True)) if pairs else 0.0
     originals = {(row.work_key, row.variant): row for row in found.rows}
     differences: dict[int, list[float]] = defaultdict(list)
     for row in found.again:
@@ -222,9 +230,8 @@ def _fill(found: Results, rows: list[Row]) -> None:
         if original is not None:
             differences[row.threads].append(abs(math.log(row.seconds / original.seconds)))
     found.noise = {threads: float(np.quantile(each, 0.9)) for threads, each in sorted(differences.items())}
-    baseline = {row.work_key: row for row in found.rows if row.variant == BASELINE}
     for row in found.rows:
-        row.time = intervals.interval(row.passes, spread=found.spread)
+        row.time = intervals.interval(row.passes, spread=found.spread[row.threads])
         row.noise = found.noise.get(row.threads, 0.0)
         theirs = baseline.get(row.work_key)
         if theirs is not None and theirs is not row:
