@@ -43,7 +43,8 @@ def between_passes(rows: Sequence[Passes], against: Sequence[Passes] | None = No
     (1 − 2/9k)³ of the mean (Wilson and Hilferty, 1931).
     """
     found = []
-    for draws in map(_draws, rows, against or [None] * len(rows)):
+    theirs: Sequence[Passes | None] = [None] * len(rows) if against is None else against
+    for draws in map(_draws, rows, theirs):
         if len(draws) > 1:
             shrunk = (1 - 2 / (9 * (len(draws) - 1))) ** 3
             found.append(_between(draws, shrunk))
