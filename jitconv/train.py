@@ -203,9 +203,11 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     def _result(self) -> dict[str, Any]:
+        config = asdict(self.config)
+        del config["data_dir"]  # results are published, and say nothing of this machine's folders
         return {
             "kind": "jitconv-train",
-            "config": asdict(self.config),
+            "config": config,
             "machine": self.machine,
             "processes": distributed.size(),
             "images": len(self.labels),

@@ -96,6 +96,7 @@ def test_an_interruption_loses_the_running_epoch_only(tmp_path: Path) -> None:
 def test_what_is_written(tmp_path: Path) -> None:
     training = run(tmp_path, epochs=2)
     result = json.loads((tmp_path / "result.json").read_text())
+    assert "data_dir" not in result["config"]  # results are published
     assert result["kind"] == "jitconv-train"
     assert result["estimated"] is True
     assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2]
