@@ -5,12 +5,12 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from jitconv.report.first import ENGINES
+from jitconv.report.first import ENGINES, SINGLE
 from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, trained_through
 from jitconv.report.words import cores, digits, named, percent, ratio, seconds, times
 
 HEAT = ("layers", "resnet", "products")
-RACED = (*HEAT, "scaling", "network", "models")  # groups of rows that ours may lose
+RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
 LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "cross_entropy")
 SMALL = 1e-4  # seconds: losses of shorter calls are folded together
 HOMEWORK = (  # what its author published, on a T4

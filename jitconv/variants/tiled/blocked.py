@@ -33,7 +33,6 @@ Steps = tuple[
 PIXELS = (14, 13, 8, 7, 4) if REGISTERS == 32 else (6, 4)  # of a tile: lines of 13 or 7, or of 2ⁿ, fill no tile of 14
 TERMS, MOST_TERMS = 144, 200  # of a sum that are added up on their own: as many as 16 channels of 3×3 taps have,
 SHORT_TERMS, FEW_TERMS = 72, 384  # and so many where all are so few that their rounding errors hardly even out
-MANY = 1 << 30
 CHUNK = 80 << 10  # bytes of weights that all pixels of a band pass, while the next ones come to the second-level cache
 BAND = 512 << 10  # bytes of the output that stay in the second-level cache
 SMALL_BAND = 64 << 10  # the same where all blocks of input channels pass at once,

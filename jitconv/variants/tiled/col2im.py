@@ -22,7 +22,7 @@ from jitconv.variants.tiled.product import (
     steps,
     workspace,
 )
-from jitconv.variants.tiled.shifts import inside
+from jitconv.variants.tiled.shifts import tap_columns
 from jitconv.variants.workers import each_worker
 
 AT_ONCE = 1024  # pixels of the image that are computed together, about
@@ -42,10 +42,7 @@ def _bands(worker, workers, grad, weight, conv, out):
     lines = (H + per_image - 1) // per_image
     rows = min(H_out, (lines - 1 + (K_h - 1) * conv.dilation[0]) // conv.stride[0] + 1)
     z, work, no_bias = np.empty(taps * rows * W_out, grad.dtype), workspace(grad), np.zeros(taps, grad.dtype)
-    columns = np.empty((K_w, 3), np.int64)  # where a line of ∂z begins in one of ∂x at each tap, and what lies inside
-    for j in range(K_w):
-        columns[j, 0] = j * conv.dilation[1] - conv.padding[1]
-        columns[j, 1:] = inside(columns[j, 0], conv.stride[1], W, W_out)
+    columns = tap_columns(K_w, conv.stride[1], conv.padding[1], conv.dilation[1], W, W_out, W_out)
     begin, end = share(images * per_image, worker, workers, 1)
     for index in range(begin, end):
         image, top = index // per_image, index % per_image * lines

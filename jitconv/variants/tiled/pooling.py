@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from jitconv.variants.simd import INDEX, INT, Code, Tile, lanes
 from jitconv.variants.tiled.product import NONE, ONE, clear, inner, share
-from jitconv.variants.tiled.shifts import inside
+from jitconv.variants.tiled.shifts import tap_columns
 from jitconv.variants.workers import each_worker
 
 
@@ -221,10 +221,7 @@ def _any_windows(worker, workers, x, kernel_size, stride, padding, dilation, out
     (H, W), (H_out, W_out), (K_h, K_w), vlen = x.shape[2:], out.shape[2:], kernel_size, lanes(x)
     source, (maxima, flat_indices, index_step, _) = x.reshape(-1), results_of(out, indices)
     blocks = (W_out + vlen - 1) // vlen
-    columns = np.empty((blocks * K_w, 3), np.int64)  # of a block's first window and each tap, and who is on the image
-    for b in range(blocks * K_w):
-        columns[b, 0] = b // K_w * vlen * stride[1] - padding[1] + b % K_w * dilation[1]
-        columns[b, 1:] = inside(columns[b, 0], stride[1], W, min(vlen, W_out - b // K_w * vlen))
+    columns = tap_columns(K_w, stride[1], padding[1], dilation[1], W, W_out, vlen)
     begin, end = share(out.shape[0] * out.shape[1] * H_out, worker, workers, ONE)
     for index in range(begin * blocks, end * blocks):
         line, block = index // blocks, index % blocks

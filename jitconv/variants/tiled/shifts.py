@@ -8,6 +8,8 @@ by whole lines. Small images lie side by side, large ones are cut into bands.
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jitconv.variants.simd import NR_VECTORS, copy_every_second, lanes
 from jitconv.variants.tiled.product import NONE, clear, copy, inner, share, steps
 
@@ -150,6 +152,20 @@ def inside(first, step, size, count):
     """Which of the numbers first, first + step, …, `count` of them, are in range(size)."""
     start = min(count, max(0, (step - 1 - first) // step))
     return start, max(start, min(count, (size - 1 - first) // step + 1))
+
+
+@inner
+def tap_columns(weight_width, stride, padding, dilation, W, W_out, width):
+    """For each run of `width` outputs of a line, and each tap: the column of the input that the first output meets.
+
+    And the first and last + 1 of the run whose column is on the image of width W.
+    """
+    columns = np.empty(((W_out + width - 1) // width * weight_width, 3), np.int64)
+    for index in range(columns.shape[0]):
+        run, j = index // weight_width * width, index % weight_width
+        columns[index, 0] = run * stride - padding + j * dilation
+        columns[index, 1:] = inside(columns[index, 0], stride, W, min(width, W_out - run))
+    return columns
 
 
 @partial(inner, forceinline=True)
