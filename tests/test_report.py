@@ -119,6 +119,20 @@ def test_passes_of_a_row_are_one_row(tmp_path: Path) -> None:
     assert [len(rounds) for rounds in one.passes] == [5, 5]
 
 
+def test_a_later_files_rows_are_compared_with_its_own_torch(tmp_path: Path) -> None:
+    """Times of another day are no further pass of a run, and what was measured beside them says how fast they are."""
+    study = benchmarks(tmp_path, row("jit-tiled", 1e-3), row("torch", 2e-3), row("torch", 2e-3, **{"pass": 1}))
+    mine = tmp_path / "mine.json"
+    rows = row("mine", 3e-3), row("torch", 6e-3)
+    mine.write_text(json.dumps({"machine_info": MACHINE, "benchmarks": rows, "variants": ["mine", "torch"]}))
+    found = read([study, mine])
+    assert [(each.variant, len(each.passes)) for each in found.rows] == [("jit-tiled", 1), ("torch", 2), ("mine", 1)]
+    assert found.one(variant="torch").seconds == pytest.approx(2e-3)  # type: ignore[union-attr]
+    assert found.one(variant="mine").ratio.middle == pytest.approx(2)  # type: ignore[union-attr]
+    _, page = build(tmp_path, study, mine)
+    assert "1 row left out, of mine.json, which an earlier file has" in page
+
+
 def test_rates_are_set_against_the_measured_peak(tmp_path: Path) -> None:
     machine = {"group": "machine", "layer": "machine", "quantity": "peak", "batch": 0, "flops": 4e9}
     peak = row("machine", 1e-3, noise=0, work="multiply-adds", **machine)
@@ -215,12 +229,20 @@ def test_the_rungs_sources_are_the_projects_own() -> None:
             assert marked or not rung.marked, f"no line of {rung.names} has one of {rung.marked}"
 
 
-def test_extract_gives_the_data_back(tmp_path: Path) -> None:
-    rows = row("jit-tiled", 1e-3), row("torch", 2e-3)
-    build(tmp_path, benchmarks(tmp_path, *rows))
-    found = report.extract(tmp_path / "page.html")
-    assert [each["passes"] for each in found["rows"]] == [[each["stats"]["data"]] for each in rows]
-    assert found["machines"][0]["cpu"] == MACHINE["cpu"]
+def test_extract_gives_back_what_the_page_is_made_of(tmp_path: Path) -> None:
+    """A page made of what was extracted is the same page, down to the last round."""
+    rows = row("jit-tiled", 1e-3), row("jit-tiled", 1.1e-3, **{"pass": 1}), row("torch", 2e-3)
+    file = benchmarks(tmp_path, *rows, row("torch", 2.1e-3, again=True))
+    (tmp_path / "later.json").write_text(file.read_text().replace("jit-tiled", "mine"))
+    for lot in ([COMMITTED], [file, tmp_path / "later.json"]):
+        _, page = build(tmp_path, *lot)
+        found = report.extract(tmp_path / "page.html")
+        (tmp_path / "extracted.json").write_text(json.dumps(found))
+        assert build(tmp_path, tmp_path / "extracted.json")[1] == page
+    assert found["machines"][0]["file"] == "benchmarks.json"
+
+
+def test_a_file_that_is_no_page_is_named(tmp_path: Path) -> None:
     (tmp_path / "other.html").write_text("<html></html>")
     with pytest.raises(ValueError, match="page must be one that jitconv report wrote"):
         report.extract(tmp_path / "other.html")

@@ -16,7 +16,7 @@ from jitconv.report import charts, first, ladder, readme, tables
 from jitconv.report.read import OURS, Results, Row, read
 from jitconv.report.words import NOT_MEASURED, named, seconds
 
-SHOWN = ("group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "name", "command", "bound_used")
+OF_A_PASS = ("pass", "cores", "used_cores", "other_cores", "preempted")  # of a row's info; flags say what counts
 
 
 def build(paths: Sequence[Path], out: Path, readme_file: Path | None = None) -> list[str]:
@@ -42,7 +42,7 @@ def build(paths: Sequence[Path], out: Path, readme_file: Path | None = None) -> 
         above=charts.above(results),
         style=_text("style.css"),
         script=_text("page.js"),
-        rows=_script([_shown(row) for row in results.rows]),
+        rows=_script([_shown(row) for row in (*results.rows, *results.again, *results.repeated)]),
         others=_script(_others(results)),
         ours=OURS,
         not_measured=NOT_MEASURED,
@@ -103,21 +103,23 @@ def _shown(row: Row) -> dict[str, Any]:
     if ratio is not None:
         numbers |= {"ratio": ratio.middle, "ratio_low": ratio.low, "ratio_high": ratio.high}
     shown = {name: float(f"{value:.5g}") for name, value in numbers.items() if not math.isnan(value)}
-    return {name: row.info.get(name) for name in SHOWN} | shown | {"flags": ", ".join(row.flags), "passes": row.passes}
+    info = {name: value for name, value in row.info.items() if name not in OF_A_PASS}
+    of_row = {"flags": row.flags, "passes": row.passes, "iterations": row.iterations, "file": row.file}
+    return info | shown | of_row
 
 
 def _others(results: Results) -> dict[str, Any]:
     return {
         "machines": results.machines,
-        "commit": results.commit,
-        "date": results.date,
+        "commit_info": results.commit,
+        "datetime": results.date,
         "suite": results.suite,
+        "variants": results.order,
         "gaps": results.gaps,
         "digits": results.digits,
         "cases": results.cases,
         "trainings": results.trainings,
         "instructions": results.instructions,
-        "noise": results.noise,
     }
 
 

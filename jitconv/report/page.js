@@ -20,7 +20,7 @@ const save = (name, words) => make("a", { href: URL.createObjectURL(new Blob([wo
 const csv = () => {
   const heads = ["group", "work", "quantity", "variant", "threads", "seconds", "low", "high", "ratio", "ratio_low", "ratio_high", "bound_used", "flags", "command"];
   const quoted = (words) => `"${String(words ?? "").replaceAll('"', '""')}"`;
-  return [heads.concat("passes"), ...rows.map((row) => heads.map((name) => row[name]).concat(row.passes.map((rounds) => rounds.join(" ")).join("; ")))].map((line) => line.map(quoted).join(",")).join("\n");
+  return [heads.concat("passes"), ...rows.map((row) => heads.map((name) => [row[name]].flat().join(", ")).concat(row.passes.map((rounds) => rounds.join(" ")).join("; ")))].map((line) => line.map(quoted).join(",")).join("\n");
 };
 document.querySelectorAll("[data-save]").forEach((button) => button.addEventListener("click", () =>
   button.dataset.save === "csv" ? save("jitconv.csv", csv()) : save("jitconv.json", JSON.stringify({ kind: "jitconv-page", rows, ...JSON.parse($("others").textContent) }, null, 1))));
@@ -68,7 +68,7 @@ if ($("heat")) {
     if (row.ratio) fact("torch / this", `${ratio(row.ratio)}×` + (row.ratio_low ? `, 95 % ${ratio(row.ratio_low)} to ${ratio(row.ratio_high)}` : ""));
     fact("rounds", `${samples(row).length} in ${row.passes.length} pass${row.passes.length > 1 ? "es" : ""}`);
     fact("bound used", row.variant === "torch" ? "the reference" : row.bound_used ? `${digits(100 * row.bound_used, 2)} %` : "none, bit for bit");
-    if (row.flags) fact("flagged", row.flags);
+    if (row.flags.length) fact("flagged", row.flags.join(", "));
     const copy = make("button", { type: "button", class: "push" }, "Copy");
     copy.onclick = () => navigator.clipboard?.writeText(row.command).then(() => { copy.textContent = "Copied"; });
     command.append(make("code", {}, row.command), copy, make("a", { href: "#" + encodeURIComponent(link(row)) }, "Permalink"));

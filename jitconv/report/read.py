@@ -18,12 +18,13 @@ GPU_TIMES = ("kernel_seconds", "end_to_end_seconds")  # beside `seconds`, from a
 COMPILED_BY = {"jitconv": PLAN, "inductor": "torch.compile"}  # backends of torch.compile, as the rows call them
 KEY = ("group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "axis", "size")
 QUIET, NOISY = 0.03, 0.10  # how far nine of ten A/A pairs may differ on a machine that is quiet, noisy
+OWN_TORCH = "only its other rows are compared with it"
 LATE, BUSY = 0.35, 0.1  # cores: taken by others beyond those left over; used beyond those given
 
 
 @dataclass
 class Row:
-    """A row over all its passes; `info` is what the benchmark wrote of it (see benchmarks/rows.py).
+    """A row over all its passes; `info` is what the benchmark wrote of it (see benchmarks/rows.py), in `file`.
 
     passes: the rounds of each pass in seconds. time: the median with its interval. ratio: the baseline's time over
     this one's, on as many cores. flags: why the row is no measurement, in words; such a row has no rank.
@@ -33,6 +34,7 @@ class Row:
     passes: list[list[float]]
     iterations: int
     time: Interval
+    file: str
     ratio: Interval | None = None
     noise: float = 0.0
     flags: tuple[str, ...] = ()
@@ -71,10 +73,10 @@ def level(ratio: Interval, noise: float) -> bool:
 class Results:
     """Everything the page is made of.
 
-    rows: the benchmarks'. digits, cases: the checks of `verify`. trainings: train's files. machine: what was measured
-    on, machines where files disagree. order: the variants, slowest to fastest. By cores: spread, the variance of log
-    times between passes; ratio_spread, that of log ratios to torch; noise, how far A/A pairs differ. gaps: rows without
-    a time, and why.
+    rows: the benchmarks'. again: those measured once more. repeated: those that an earlier file has too.
+    digits, cases: the checks of `verify`. trainings: train's files. machines: what files were measured on. order: the
+    variants, slowest to fastest. By cores: spread, the variance of log times between passes; ratio_spread, that of log
+    ratios to torch; noise, how far A/A pairs differ. gaps: rows without a time, and why.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -89,6 +91,7 @@ class Results:
     commit: dict[str, Any] = field(default_factory=dict)
     date: str = ""
     suite: str = ""
+    repeated: list[Row] = field(default_factory=list)
     spread: dict[int, float] = field(default_factory=dict)
     ratio_spread: dict[int, float] = field(default_factory=dict)
     noise: dict[int, float] = field(default_factory=dict)
@@ -137,34 +140,60 @@ class Results:
 
 
 def read(paths: Sequence[Path]) -> Results:
-    """Read files, and every .json file in folders; ValueError for one that is not a result."""
+    """Read files, and every .json file in folders; ValueError for one that is not a result.
+
+    A row that several files hold in the same pass is the first file's; the ratios of a later file's other rows are to
+    the baseline in that file, measured beside them.
+    """
     found = Results()
+    paths = [file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
     parts: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for path in paths:
-        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
-            content = _content(file)
-            kind = content.get("kind", "pytest-benchmark")
-            machine = content["machine_info" if kind == "pytest-benchmark" else "machine"]
-            found.machines.append({"file": file.name, **machine})
-            if kind == "jitconv-verify":
-                found.digits += content["digits"]
-                found.cases += content["cases"]
-            elif kind == "jitconv-train":
-                found.trainings.append(content)
-            elif kind == "jitconv-instructions":
-                found.instructions += content["loops"]
-            else:
-                found.gaps += content.get("gaps", [])
-                found.order = content.get("variants", found.order)
-                found.commit = content.get("commit_info", found.commit)
-                found.date, found.suite = content.get("datetime", "")[:10], content.get("suite", "")
-                for each in content["benchmarks"]:
-                    info = each["extra_info"]
-                    parts[*(info[name] for name in KEY), info.get("again", False)].append(each)
+    first: dict[tuple[Any, ...], str] = {}
+    repeated: dict[str, dict[tuple[Any, ...], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for name, path in _names(paths).items():
+        content = _content(path)
+        kind = content.get("kind")
+        if kind == "jitconv-train":
+            content = {"machine": content["machine"], "trainings": [content]}
+        machines = content.get("machines") or [content.get("machine") or content["machine_info"]]
+        found.machines += [{"file": name} | machine for machine in machines]
+        for each in ("digits", "cases", "trainings", "instructions", "gaps"):
+            getattr(found, each).extend(content.get(each, []))
+        found.instructions += content.get("loops", [])
+        for each in _of_page(content) if kind == "jitconv-page" else content.get("benchmarks", []):
+            info, file = each["extra_info"], each.get("file", name)
+            key = (*(info[name] for name in KEY), info.get("again", False))
+            into = parts if first.setdefault((*key, info.get("pass", 0)), file) == file else repeated[file]
+            into[key].append({"file": file} | each)
+        found.order += [each for each in content.get("variants", []) if each not in found.order]
+        found.commit = found.commit or content.get("commit_info", {})
+        found.date = found.date or content.get("datetime", "")[:10]
+        found.suite = found.suite or content.get("suite", "")
     _order_of_old_results(found, parts)
+    found.repeated = [_row(each) for rows in repeated.values() for each in rows.values()]
+    for row in found.repeated:
+        gap = {"row": row.name, "outcome": "left out", "why": f"of {row.file}, which an earlier file has: {OWN_TORCH}"}
+        found.gaps += [gap] * (gap not in found.gaps)
     _fill(found, [_row(each) for each in parts.values()])
     found.trainings.sort(key=lambda run: (run["config"]["data"], run["epochs"][-1]["seconds"]))
     return found
+
+
+def _names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names, numbered where two have the same one."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        again = sum(each.name == path.name for each in found.values())
+        found[f"{path.name} ({again + 1})" if again else path.name] = path
+    return found
+
+
+def _of_page(content: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The rows of a page as the benchmarks wrote them, a pass at a time."""
+    for row in content["rows"]:
+        for number, data in enumerate(row["passes"]):
+            stats = {"data": data, "iterations": row["iterations"]}
+            yield {"extra_info": row | {"pass": number}, "stats": stats, "file": row["file"]}
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -172,7 +201,7 @@ def _content(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not a JSON file: {error}") from None
-    kinds = ("jitconv-train", "jitconv-verify", "jitconv-instructions")
+    kinds = ("jitconv-train", "jitconv-verify", "jitconv-instructions", "jitconv-page")
     known = isinstance(content, dict) and (
         content.get("kind") in kinds or {"benchmarks", "machine_info"} <= content.keys()
     )
@@ -194,8 +223,9 @@ def _row(parts: list[dict[str, Any]]) -> Row:
     info["bound_used"] = max((each.get("bound_used") or 0.0 for each in infos), default=0.0)
     info |= {name: float(np.median(info[name])) for name in GPU_TIMES if name in info}
     passes = [each["stats"]["data"] for each in parts]
-    row = Row(info, passes, parts[0]["stats"].get("iterations", 1), Interval(intervals.middle(passes)))
-    row.flags = _flags(row, infos)
+    time = Interval(intervals.middle(passes))
+    row = Row(info, passes, parts[0]["stats"].get("iterations", 1), time, parts[0]["file"])
+    row.flags = tuple(infos[0]["flags"]) if "flags" in infos[0] else _flags(row, infos)
     return row
 
 
@@ -230,10 +260,13 @@ def _fill(found: Results, rows: list[Row]) -> None:
         if original is not None:
             differences[row.threads].append(abs(math.log(row.seconds / original.seconds)))
     found.noise = {threads: float(np.quantile(each, 0.9)) for threads, each in sorted(differences.items())}
+    own = {
+        (row.file, row.work_key): row for row in found.repeated if row.variant == BASELINE and not row.info.get("again")
+    }
     for row in found.rows:
         row.time = intervals.interval(row.passes, spread=found.spread[row.threads])
         row.noise = found.noise.get(row.threads, 0.0)
-        theirs = baseline.get(row.work_key)
+        theirs = own.get((row.file, row.work_key), baseline.get(row.work_key))
         if theirs is not None and theirs is not row:
             row.ratio = found.ratio(theirs, row)
 
