@@ -7,6 +7,8 @@ Row r of a tile is pixel r, and its registers are that pixel's output channels:
     tile = channels_of(shape, b, j)                         tile[r, v] = b[j + v]
     tile = fma_pixels(shape, tile, x, i, ld, w, j, above, below)
         tile[r, v] += x[i + r·ld] · w[j + v]                for all rows but so many first and last ones (literal)
+    tile = fma_vectors(shape, tile, x, i, ld, w, j, vector_ld)
+        tile[r, v] += x[i + r·ld] · w[j + v·vector_ld …]    whose vectors do not lie side by side
     tile = fma_some_pixels(shape, tile, x, i, ld, w, j, first, last)
         the same for first ≤ r < last
     tile = load_add_pixels(tile, c, i, ld, vector_ld, n)    tile[r, v] += c[i + r·ld + v·vector_ld …] for r < n
@@ -150,6 +152,21 @@ def fma_pixels(typing, shape, tile, x, i, ld, w, j, above, below):
         return total
 
     return tile(shape, tile, x, types.intp, types.intp, w, types.intp, above, below), code
+
+
+@intrinsic
+def fma_vectors(typing, shape, tile, x, i, ld, w, j, vector_ld):
+    def code(context, builder, signature, args):
+        emit = _Pixels(context, builder, tile)
+        _, total, x_value, i_value, ld_value, w_value, j_value, vector_ld_value = args
+        weights = [emit.load(address) for address in emit.apart(w, w_value, j_value, vector_ld_value)]
+        address = emit.at(x, x_value, i_value)
+        for r in range(tile.rows):
+            total = emit.with_row(total, r, emit.multiplied(emit.row(total, r), address, weights, False))
+            address = builder.gep(address, [ld_value])
+        return total
+
+    return tile(shape, tile, x, types.intp, types.intp, w, types.intp, types.intp), code
 
 
 @intrinsic
