@@ -13,7 +13,7 @@ import pytest
 from test_cli import MACHINE
 
 from jitconv import report
-from jitconv.report import ladder, readme, words
+from jitconv.report import first, ladder, readme, words
 from jitconv.report.read import PLAN, read
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,8 @@ def benchmarks(folder: Path, *rows: dict[str, Any], gaps: tuple[dict[str, str], 
 def network(**seconds: float) -> list[dict[str, Any]]:
     """One image forward, on one core, by variants."""
     where = {"group": "network", "work": "forward, 1", "layer": "network", "batch": 1}
-    return [row(name.replace("_", "-"), time, **where) for name, time in seconds.items()]
+    names = {name.replace("_", "-"): time for name, time in seconds.items()}
+    return [row(name, time, name=f"forward, 1, forward, {name}", **where) for name, time in names.items()]
 
 
 def build(tmp_path: Path, *files: Path) -> tuple[list[str], str]:
@@ -76,7 +77,7 @@ def test_the_headline_is_against_the_best_engine(tmp_path: Path) -> None:
     times = {"interpreted": 9.0, "jit": 7e-4, "jit_tiled": 1e-4, "torch": 4e-4, "onnxruntime": 2e-4}
     answer, page = build(tmp_path, benchmarks(tmp_path, *network(**times)))
     assert "takes 9.00 s in plain loops" in answer[0]
-    assert "700 µs in the same loops compiled, 1.8 times as long as torch" in answer[0]
+    assert "700 µs in the same loops compiled, 1.8 (1.7–1.8) times as long as torch" in answer[0]
     assert "2.0 (" in answer[1]
     assert "for 1 image (ONNX Runtime)" in answer[1]
     assert "Not in this run: torch.compile, OpenVINO, JAX" in answer[1]
@@ -146,7 +147,16 @@ def test_points_above_the_ceiling_are_named(tmp_path: Path) -> None:
     machine = {"group": "machine", "layer": "machine", "quantity": "peak", "batch": 0, "flops": 0.9e9}
     peak = row("machine", 1e-3, work="multiply-adds", **machine)
     _, page = build(tmp_path, benchmarks(tmp_path, row("torch", 1e-3), row("jit", 2e-3), peak))
-    assert "Above the ceiling:</b> torch, conv, 64" in page
+    assert "Above the ceiling (triangles):</b> torch (conv)." in page
+
+
+def test_what_torch_leaves_of_the_peak_is_said(tmp_path: Path) -> None:
+    machine = {"group": "machine", "layer": "machine", "quantity": "peak", "batch": 0, "flops": 4e9}
+    rows = [row("machine", 1e-3, 0, work="multiply-adds", **machine)]
+    rows += [row("torch", 1e-3 * n, 0, group="products", work=f"product {n}") for n in (1, 2)]
+    rows += [row("jit-tiled", 0.5e-3, 0, group="products", work="product 1")]
+    _, page = build(tmp_path, benchmarks(tmp_path, *rows))
+    assert "4,000 GFLOP/s, they reach in matrix products 12 to 25 % (jit-tiled 50 %)" in section(page, "method")
 
 
 def test_a_gpu_has_three_times(tmp_path: Path) -> None:
@@ -171,29 +181,57 @@ def test_what_is_missing_wrong_or_borrowed_is_named(tmp_path: Path) -> None:
     assert "mine" in section(page, "layers")
 
 
+def test_works_are_in_the_order_of_their_sizes(tmp_path: Path) -> None:
+    rows = [row("torch", 1e-3, work=f"conv, {n}", batch=n) for n in (1024, 64, 1)]
+    rows += [row("torch", 1e-3, group="network", work=f"forward, {n}", layer="network", batch=n) for n in (1000, 64, 1)]
+    _, page = build(tmp_path, benchmarks(tmp_path, *rows))
+    assert re.findall(r'name="images" [^>]*><span>(.*?)</span>', page) == [
+        "1 image", "64 images", "1,024 images", "networks",
+    ]  # fmt: skip
+    heads = re.findall(r'<th scope="row">(forward, \d+)</th>', section(page, "layers"))
+    assert heads == ["forward, 1", "forward, 64", "forward, 1000"]
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     name = "</script><script>alert(1)</script>"
     _, page = build(tmp_path, benchmarks(tmp_path, row(name, 1e-3), row("torch", 1e-3)))
     assert "<script>alert" not in page
 
 
-def test_a_training_that_was_estimated_says_so_and_seeds_are_averaged(tmp_path: Path) -> None:
-    def training(variant: str, seed: int, accuracy: float | None, estimated: bool = False) -> Path:
-        config = {"variant": variant, "data": "mnist", "limit": None, "device": "cpu", "threads": None, "seed": seed}
-        epochs = [{"epoch": n, "seconds": 5000.0, "loss": 2.3, "accuracy": accuracy} for n in (1, 2)]
-        content = {
-            "kind": "jitconv-train", "config": config, "machine": MACHINE, "images": 60000, "warmup_seconds": 1.0,
-            "estimated": estimated, "first_losses": [2.3], "epochs": epochs,
-        }  # fmt: skip
-        file = tmp_path / f"train-{variant}-{seed}.json"
-        file.write_text(json.dumps(content))
-        return file
+def training(
+    folder: Path, variant: str, seed: int, accuracy: float | None, data: str = "mnist", estimated: bool = False
+) -> Path:
+    config = {"variant": variant, "data": data, "limit": None, "device": "cpu", "threads": None, "seed": seed}
+    epochs = [{"epoch": n, "seconds": 5000.0, "loss": 2.3, "accuracy": accuracy} for n in (1, 2)]
+    content = {
+        "kind": "jitconv-train", "config": config, "machine": MACHINE, "images": 60000, "warmup_seconds": 1.0,
+        "estimated": estimated, "first_losses": [2.3], "epochs": epochs,
+    }  # fmt: skip
+    file = folder / f"train-{data}-{variant}-{seed}.json"
+    file.write_text(json.dumps(content))
+    return file
 
-    files = [training("torch", seed, 0.98 + 0.01 * seed) for seed in range(2)]
-    _, page = build(tmp_path, *files, training("interpreted", 0, None, estimated=True))
+
+def test_a_training_that_was_estimated_says_so_and_seeds_are_averaged(tmp_path: Path) -> None:
+    files = [training(tmp_path, "torch", seed, 0.98 + 0.01 * seed) for seed in range(2)]
+    files += [training(tmp_path, "jit-tiled", seed, 0.981 + 0.01 * seed) for seed in range(2)]
+    _, page = build(tmp_path, *files, training(tmp_path, "interpreted", 0, None, estimated=True))
     lines = section(page, "training")
     assert "98.50 ± 6.35 %" in lines
+    assert "+0.10 ± 0.00 %" in lines, "seed by seed"
     assert "1.4 h, estimated" in lines
+
+
+def test_each_data_set_has_its_own_chart_and_lines_and_one_seed_has_no_interval(tmp_path: Path) -> None:
+    files = [training(tmp_path, "torch", seed, 0.98 + 0.01 * seed) for seed in range(2)]
+    files += [training(tmp_path, name, 0, 0.9, "fashion-mnist") for name in ("torch", "jit-tiled")]
+    _, page = build(tmp_path, *files)
+    lines = section(page, "training")
+    assert len(re.findall("<svg", lines)) == 2
+    assert 'aria-label="Test accuracy over epochs: Fashion-MNIST"' in lines
+    (line,) = re.findall(r"<tr><th scope=.row.>Fashion-MNIST</th><td class=.words mine.>.*?</tr>", lines)
+    assert "<td>1, so no interval</td><td>90.00 %</td>" in line
+    assert "98.50 ± 6.35 %" in lines
 
 
 @pytest.mark.parametrize(
@@ -262,6 +300,16 @@ def test_readme_says_what_the_results_say(tmp_path: Path) -> None:
         assert "never run on a device" in next(line for line in text.splitlines() if f"`{variant}`" in line)
 
 
+def test_no_number_on_the_page_is_written_by_hand() -> None:
+    """What is measured comes from results: the template and the sentences of the rungs hold no time, rate or ratio."""
+    template = (ROOT / "jitconv" / "report" / "page.html.j2").read_text()
+    words = re.sub(r"<style>.*?</style>|style=\"[^\"]*\"", "", template, flags=re.DOTALL)
+    words = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", words)
+    words += " ".join(rung.say for rung in ladder.RUNGS) + " ".join(say for _, say in first.RUNGS)
+    found = re.findall(r"\d[\d.,]* ?(?:ms|µs|s\b|GFLOP/s|GB/s|GiB|%|×(?!\d))", words)
+    assert sorted(set(found)) == ["8×", "95 %"], "but the scale of the colours, and the coverage of intervals"
+
+
 def test_committed_results_are_of_a_clean_commit() -> None:
     for file in COMMITTED.rglob("*.json"):
         commit = json.loads(file.read_text()).get("commit_info", {})
@@ -323,7 +371,7 @@ def test_no_barrier_for_anyone(pages: list[Path], tmp_path: Path) -> None:
     axe = (tmp_path / "node_modules" / "axe-core" / "axe.min.js").read_text()
     for page, theme, width in ((pages[0], "dark", 500), (pages[-1], "light", 1280), (pages[-1], "dark", 500)):
         check = f"""<script>{axe}</script><script>
-document.documentElement.dataset.theme = "{theme}";
+document.getElementById("theme-{theme}").click();
 axe.run().then((found) => {{ const note = document.createElement("pre"); note.id = "axe";
   const all = found.violations.map((each) => [each.id, each.nodes.slice(0, 3).map((node) => node.html)]);
   note.textContent = JSON.stringify([all, document.documentElement.scrollWidth - innerWidth]);
@@ -348,3 +396,83 @@ def test_losses_are_of_the_faster_of_ours_and_not_to_winograd(tmp_path: Path) ->
     assert f">{PLAN}<" in lost
     assert ">ONNX Runtime<" in lost
     assert "0.67×" in lost
+
+
+def in_chromium(page: Path, script: str, folder: Path, without: bool = False, address: str = "") -> Any:
+    """Return what a script appended to the page gives, as the page's own script left it, or without that."""
+    text = page.read_text()
+    if without:
+        text = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    shown = """<script>const done = (value) => { const note = document.createElement("pre"); note.id = "found";
+      note.textContent = JSON.stringify(value); document.body.append(note); };"""
+    changed = folder / "changed.html"
+    changed.write_text(text.replace("</body>", f"{shown}{script}</script></body>"))
+    command = [*CHROMIUM, f"--user-data-dir={folder / 'profile'}", "--window-size=1280,900"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", changed.as_uri() + address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_switches_work_without_script(tmp_path: Path) -> None:
+    rows = [row(name, 1e-3, work=f"conv, {n}", batch=n) for n in (1, 64) for name in ("jit-tiled", "torch")]
+    rows += network(jit_tiled=1e-4, torch=4e-4, onnxruntime=2e-4)
+    build(tmp_path, benchmarks(tmp_path, *rows))
+    script = """
+const shown = () => [...document.querySelectorAll("#heat tr")].filter((line) => line.offsetParent !== null)
+  .map((line) => [...line.cells].filter((cell) => cell.offsetParent !== null))
+  .map((cells) => cells.map((cell) => cell.innerText.split("\\n")[0]));
+const paper = () => getComputedStyle(document.body).backgroundColor;
+const found = { first: shown() };
+document.getElementById("images-network").click(); found.network = shown();
+document.getElementById("column-1").click(); found.without = shown();
+document.getElementById("theme-dark").click(); found.dark = paper();
+document.getElementById("theme-light").click(); found.light = paper();
+done(found);"""
+    found = in_chromium(tmp_path / "page.html", script, tmp_path, without=True)
+    assert found["first"] == [["layer", "jit-tiled", "torch"], ["conv", "1.00 ms", "1.00 ms"]]
+    assert found["network"][0] == ["layer", "jit-tiled", "torch", "ONNX Runtime"]
+    assert found["without"] == [["layer", "torch", "ONNX Runtime"], ["forward, 1", "400 µs", "200 µs"]]
+    assert (found["dark"], found["light"]) == ("rgb(20, 22, 26)", "rgb(255, 254, 251)")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_cell_shows_its_rounds_and_command_and_has_an_address(tmp_path: Path) -> None:
+    file = benchmarks(tmp_path, row("jit-tiled", 1e-3), row("torch", 2e-3), *network(jit_tiled=1e-4, torch=4e-4))
+    build(tmp_path, file)
+    script = """
+const saved = {}, cells = [...document.querySelectorAll("#heat button[data-i]")];
+const cell = (words) => cells.find((each) => each.innerText.includes(words));
+URL.createObjectURL = (blob) => {
+  blob.text().then((text) => { saved[saved.json ? "csv" : "json"] = text; });
+  return "#";
+};
+const detail = () => document.querySelector("#detail").innerText;
+cell("2.00 ms").click();
+const found = { detail: detail(), dots: document.querySelectorAll("#detail circle").length, hash: location.hash };
+document.querySelector("[data-save=json]").click();
+setTimeout(() => { document.querySelector("[data-save=csv]").click(); }, 50);
+setTimeout(() => { done({ ...found, ...saved }); }, 200);"""
+    found = in_chromium(tmp_path / "page.html", script, tmp_path)
+    assert "pytest torch" in found["detail"]
+    assert found["dots"] == 5
+    assert json.loads(found["json"]) == report.extract(tmp_path / "page.html")
+    lines = found["csv"].splitlines()
+    assert len(lines) == 5
+    assert lines[1].startswith('"layers","conv, 64","forward","jit-tiled","1","0.001"')
+    script = """done({ detail: document.querySelector("#detail").innerText,
+      images: document.querySelector("input[name=images]:checked").value });"""
+    again = in_chromium(tmp_path / "page.html", script, tmp_path, address=found["hash"])
+    assert again == {"detail": found["detail"], "images": "64"}
+    (link,) = set(re.findall(r'<a href="(#row[^"]*)"><b>jit-tiled', (tmp_path / "page.html").read_text()))
+    again = in_chromium(tmp_path / "page.html", script, tmp_path, address=link)
+    assert again["images"] == "network"
+    assert "forward, 1, forward, jit-tiled" in again["detail"]
+    state = "#layers?quantity=forward&images=network&cores=1&find=forward&sort=-torch&without=jit-tiled"
+    script = """done([document.getElementById("filter").value, document.querySelector("[aria-sort]").innerText,
+      document.querySelector("[data-column=jit-tiled]").checked,
+      document.querySelector("input[name=images]:checked").value]);"""
+    as_it_was = ["forward", "torch", False, "network"]
+    assert in_chromium(tmp_path / "page.html", script, tmp_path, address=state) == as_it_was

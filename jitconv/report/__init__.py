@@ -46,7 +46,6 @@ def build(paths: Sequence[Path], out: Path, readme_file: Path | None = None) -> 
         others=_script(_others(results)),
         ours=OURS,
         not_measured=NOT_MEASURED,
-        instructions_note="",
         **tables.sections(results),
     )
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,13 @@
 
 import math
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
+from jitconv.report.charts import colour
 from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
-from jitconv.report.words import cores, digits, named, ratio, seconds, times
+from jitconv.report.words import between, cores, digits, named, seconds, times
 
 ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "jax")  # those that ours is ranked against
 WORKS = (("forward, 1", "1 image"), ("forward, 64", "64 images"), ("forward, 1000", "1000 images"))
@@ -16,9 +18,9 @@ RUNGS = (  # of the hero, slowest to fastest: variant, what changed
     ("interpreted", "every number a tensor, as in the homework"),
     ("interpreted-numpy", "the same loops on NumPy arrays"),
     ("jit", "compiled"),
-    ("jit-parallel", "its outermost loop shared out"),
+    ("jit-parallel", "shares out to cores: here is one"),
     ("jit-static", "told its sizes"),
-    (OURS, "vector registers by hand, no plain loop any more"),
+    (OURS, "register tiles by hand"),
     (PLAN, "the whole network as one call"),
 )
 
@@ -41,25 +43,28 @@ def answer(results: Results) -> list[Markup]:
 
 
 def _climb(results: Results) -> Markup:
-    found = {row.variant: row.seconds for row in results.pick(group="network", work="forward, 1", threads=1)}
+    found = {row.variant: row for row in results.pick(group="network", work="forward, 1", threads=1)}
     if not {"interpreted", "jit", OURS} <= found.keys():
         return Markup("")
-    arrays = f", {seconds(found['interpreted-numpy'])} on arrays" if "interpreted-numpy" in found else ""
-    plan = f" and, planned as one call, <b>{seconds(found[PLAN])}</b>" if PLAN in found else ""
+    times = {name: f"{seconds(row.seconds)}{'‡' * bool(row.flags)}" for name, row in found.items()}
+    arrays = f", {times['interpreted-numpy']} on arrays" if "interpreted-numpy" in times else ""
+    plan = f" and, planned as one call, <b>{times[PLAN]}</b>" if PLAN in times else ""
     return Markup(
-        f"One image through the network takes {seconds(found['interpreted'])} in plain loops as Python interprets "
-        f"them on tensors{arrays}, and <b>{seconds(found['jit'])}</b> in the same loops compiled"
-        f"{_beside_torch(found, 'jit')}; rewritten for vector registers, which are no plain loops any more, "
-        f"<b>{seconds(found[OURS])}</b>{plan}."
+        f"One image through the network takes {times['interpreted']} in plain loops as Python interprets "
+        f"them on tensors{arrays}, and <b>{times['jit']}</b> in the same loops compiled"
+        f"{_beside_torch(results, found)}; rewritten for vector registers, which are no plain loops any more, "
+        f"<b>{times[OURS]}</b>{plan}."
     )
 
 
-def _beside_torch(found: dict[str, float], name: str) -> str:
-    """How a time compares with torch's, in words."""
+def _beside_torch(results: Results, found: dict[str, Row]) -> str:
+    """How the time of the loops compiled compares with torch's, in words."""
     if BASELINE not in found:
         return ""
-    factor = found[name] / found[BASELINE]
-    return f", {digits(max(factor, 1 / factor), 2)} times {'as long as' if factor > 1 else 'as fast as'} torch"
+    slower = found["jit"].seconds > found[BASELINE].seconds
+    rows = (found["jit"], found[BASELINE]) if slower else (found[BASELINE], found["jit"])
+    factor, interval = between(results.ratio(*rows))
+    return f", {factor}{f' ({interval})' * bool(interval)} times {'as long as' if slower else 'as fast as'} torch"
 
 
 def _race(results: Results) -> Markup:
@@ -68,10 +73,10 @@ def _race(results: Results) -> Markup:
         mine, other = ours(results, work, 1), best_other(results, work, 1)
         if mine is None or other is None:
             continue
-        factor = results.ratio(other, mine)
-        interval = f" ({ratio(factor.low)}–{ratio(factor.high)})" if factor.known else ""
+        factor, interval = between(results.ratio(other, mine))
         words = "a training step" if title == STEP[1] else title
-        parts.append(f"<b>{ratio(factor.middle)}</b>{interval} for {words} ({escape(named(other.variant))})")
+        interval = f" ({interval})" if interval else ""
+        parts.append(f"<b>{factor}</b>{interval} for {words} ({escape(named(other.variant))})")
     if not parts:
         return Markup("")
     others = {row.variant for row in results.pick(group="network") if row.variant in ENGINES}
@@ -121,6 +126,7 @@ def hero(results: Results) -> dict[str, Any]:
                     "name": named(name),
                     "missing": True,
                     "ours": name in (OURS, PLAN),
+                    "colour": colour(name),
                     "right": place(before.seconds) if before else 5,
                 }
             )
@@ -135,7 +141,9 @@ def hero(results: Results) -> dict[str, Any]:
                 "right": max(left, right),
                 "end": right,
                 "time": seconds(row.seconds),
-                "factor": times(before.seconds / row.seconds) if before else "",
+                "factor": _factor(results, before, row) if before else "",
+                "flags": ", ".join(row.flags),
+                "colour": colour(name),
                 "say": say,
                 "missing": False,
                 "ours": name in (OURS, PLAN),
@@ -161,6 +169,17 @@ def hero(results: Results) -> dict[str, Any]:
         "axis": [(place(10.0**p), seconds(10.0**p, 1)) for p in range(2, -6, -1) if fast < math.log(10.0**p) < slow],
         "ours": None if best is None else place(best),
     }
+
+
+def _factor(results: Results, before: Row, row: Row) -> str:
+    """How many times as fast as the rung before, and whether that can be told."""
+    factor = results.ratio(before, row)
+    return times(factor.middle) + ", even" * (factor.known and level(factor, row.noise))
+
+
+def link(row: Row) -> str:
+    """Return the address of a row in the table of layers and variants, as page.js reads it."""
+    return "#" + quote(f"row={row.threads}t {row.name}".replace(" ", "_"), safe="")
 
 
 def ranking(results: Results) -> list[dict[str, Any]]:
@@ -192,7 +211,9 @@ def _column(results: Results, work: str, title: str, threads: int) -> dict[str, 
                 "flags": ", ".join(row.flags),
                 "even": even,
                 "factor": "" if factor is None else times(factor.middle),
-                "between": f"{ratio(factor.low)}–{ratio(factor.high)}" if factor is not None and factor.known else "",
+                "between": "" if factor is None else between(factor)[1],
+                "link": link(row),
+                "colour": colour(row.variant),
             }
         )
     absent = [name for name in names if name not in {row.variant for row in found}]

@@ -12,17 +12,26 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from jitconv.report.charts import colour
 from jitconv.report.read import OURS, PLAN, Results, Row
 from jitconv.report.words import cores, digits, named, percent, seconds, times
 
 LAYER = {"group": "layers", "layer": "conv2d", "quantity": "forward"}
-IMAGES = (1, 64)
+NETWORK = {"group": "network", "quantity": "forward"}
+OF_RESNET = {"group": "resnet", "quantity": "forward", "work": "ResNet 64→64 3×3/1 at 56×56, 8"}
+IMAGES = (1, 8, 64)
+SMALL = {  # the layers of examples/ladder, by their names there
+    "digits": "1→20, 5×5, 64 images of 28×28",
+    "resnet": "64→64, 3×3, 8 images of 56×56",
+    "pooled": "1→20 and 2×2 pooling",
+    "network": "SimpleConvNet, 1 image",
+}
 
 
 class Rung(NamedTuple):
     """A rung: the variant, the rung it is compared with, what changed, and the functions of a file that show it.
 
-    marked: a line that contains one of these words is the one to look at.
+    marked: a line that contains one of these words is the one to look at. where: the rows that are shown.
     """
 
     variant: str
@@ -31,6 +40,7 @@ class Rung(NamedTuple):
     file: str
     names: tuple[str, ...]
     marked: tuple[str, ...] = ()
+    where: dict[str, str] = LAYER
 
 
 RUNGS = (
@@ -82,10 +92,13 @@ RUNGS = (
         "jit-winograd",
         OURS,
         "3×3 convolutions with fewer multiplications than the equation has, at the price of larger rounding "
-        "errors, which have a bound of their own. The study's layer is 5×5, so it is jit-tiled there.",
+        "errors, which have a bound of their own. It has nothing to do in this network, whose filters are 5×5: shown "
+        "is ResNet-18's convolution of 64 to 64 channels at 56×56. Products that are saved count as done, so its share "
+        "of the peak may exceed the whole.",
         "variants/winograd/kernels.py",
         ("_products",),
         (),
+        OF_RESNET,
     ),
     Rung(
         PLAN,
@@ -94,7 +107,8 @@ RUNGS = (
         "forward of the whole network.",
         "plan/program.py",
         ("Frame.run",),
-        (),
+        ("function(*args)",),
+        NETWORK,
     ),
     Rung(
         "vector",
@@ -121,12 +135,11 @@ def ladder(results: Results) -> list[dict[str, Any]]:
 
 
 def _card(results: Results, rung: Rung) -> dict[str, Any]:
-    where = {"group": "network", "quantity": "forward"} if rung.variant == PLAN else LAYER
     lines = []
     for batch in IMAGES:
         for threads in results.lanes:
-            row = results.one(**where, variant=rung.variant, batch=batch, threads=threads)
-            before = results.one(**where, variant=rung.over, batch=batch, threads=1) if rung.over else None
+            row = results.one(**rung.where, variant=rung.variant, batch=batch, threads=threads)
+            before = results.one(**rung.where, variant=rung.over, batch=batch, threads=1) if rung.over else None
             if row:
                 lines.append(_line(results, row, before))
     text = source(rung.file, rung.names) if rung.names else ""
@@ -137,59 +150,57 @@ def _card(results: Results, rung: Rung) -> dict[str, Any]:
         "lines": lines,
         "file": f"jitconv/{rung.file}" if text else "",
         "code": coloured(text, rung.marked) if text else "",
-        "ours": rung.variant in (OURS, PLAN),
+        "colour": colour(rung.variant),
         "loops": _loops(results) if rung.variant == OURS else [],
     }
 
 
 def _line(results: Results, row: Row, before: Row | None) -> dict[str, Any]:
-    share = row.flops / row.seconds / (results.peak() * row.threads)
+    rate = row.flops / row.seconds
+    share = rate / (results.peak() * row.threads)
     lane = "" if row.threads == 1 else f", {cores(row.threads)}"
     return {
         "what": f"{row.batch} image{'s' * (row.batch > 1)}{lane}",
         "time": seconds(row.seconds),
-        "factor": times(before.seconds / row.seconds) if before else "",
-        "rate": digits(row.flops / row.seconds / 1e9, 2),
+        "factor": times(rate * before.seconds / before.flops) if before else "",
+        "rate": digits(rate / 1e9, 2),
         "share": "" if math.isnan(share) else percent(share),
         "width": 0 if math.isnan(share) else min(100, 100 * share),
         "flags": ", ".join(row.flags),
     }
 
 
-def small(results: Results) -> list[dict[str, Any]]:
-    """Return the runnable rungs of examples/ladder: times by layer, and each file as it stands."""
-    rows = results.pick(group="ladder", threads=1)
-    works = list(dict.fromkeys(row.work for row in rows))
+def small(results: Results) -> dict[str, Any]:
+    """Return the runnable rungs of examples/ladder: a line a file, with its times and the file as it stands."""
+    rows = {(row.variant, row.work): row for row in results.pick(group="ladder", threads=1)}
+    works = [name for name in SMALL if any(work == name for _, work in rows)]
     folder = Path(__file__).parents[2] / "examples" / "ladder"
-    found = []
-    for name in sorted({row.variant for row in rows}, key=lambda name: int(name.partition("_")[0])):
+    before: dict[str, Row] = {}
+    lines = []
+    for name in sorted({name for name, _ in rows}, key=lambda name: int(name.partition("_")[0])):
         file = folder / f"{name}.py"
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        said = ast.get_docstring(ast.parse(text)) if text else ""
-        lines = []
+        said = (ast.get_docstring(ast.parse(text)) or "") if text else ""
+        cells = []
         for work in works:
-            row = next((each for each in rows if (each.variant, each.work) == (name, work)), None)
-            if row is not None:
-                share = row.flops / row.seconds / results.peak()
-                lines.append(
-                    {
-                        "work": work,
-                        "batch": row.batch,
-                        "time": seconds(row.seconds),
-                        "flags": ", ".join(row.flags),
-                        "rate": digits(row.flops / row.seconds / 1e9, 2),
-                        "share": "" if math.isnan(share) else percent(share),
-                    }
-                )
-        found.append(
-            {
-                "name": name,
-                "say": (said or "").partition("\n\n")[0],
-                "lines": lines,
-                "code": coloured(text, ()) if text else "",
-            }
-        )
-    return found
+            row = rows.get((name, work))
+            cells.append(row and _line(results, row, before.get(work)))
+            before |= {work: row} if row else {}
+        say = " ".join(said.partition("\n\n")[0].split())
+        lines.append({"name": name, "say": say, "cells": cells, "code": coloured(text, ()) if text else ""})
+    return {"columns": [SMALL[work] for work in works], "lines": lines, "note": _compiled_twice(results, rows)}
+
+
+def _compiled_twice(results: Results, rows: dict[tuple[str, str], Row]) -> str:
+    """Why rung 2 here and `jit` have different times of the same layer."""
+    mine, here = results.one(**LAYER, variant="jit", batch=64, threads=1), rows.get(("2_compiled", "digits"))
+    if mine is None or here is None:
+        return ""
+    return (
+        f"2_compiled and jit are the same loops, but jit's ask at each step whether padding is met, and know stride, "
+        f"dilation and groups: {seconds(mine.seconds)} where 2_compiled, whose images bring their zeros along, takes "
+        f"{seconds(here.seconds)}."
+    )
 
 
 def _loops(results: Results) -> list[dict[str, Any]]:

@@ -9,12 +9,6 @@ const make = (name, attributes = {}, words = "", space = null) => { const node =
 const draw = (name, attributes, words = "") => make(name, attributes, words, "http://www.w3.org/2000/svg");
 const samples = (row) => row.passes.flat();
 
-// theme: follows the system until chosen
-const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-const label = () => { $("theme").textContent = dark() ? "Light" : "Dark"; $("theme").setAttribute("aria-pressed", dark()); };
-$("theme").onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; label(); };
-label();
-
 // the data as files
 const save = (name, words) => make("a", { href: URL.createObjectURL(new Blob([words])), download: name }).click();
 const csv = () => {
@@ -25,7 +19,7 @@ const csv = () => {
 document.querySelectorAll("[data-save]").forEach((button) => button.addEventListener("click", () =>
   button.dataset.save === "csv" ? save("jitconv.csv", csv()) : save("jitconv.json", JSON.stringify({ kind: "jitconv-page", rows, ...JSON.parse($("others").textContent) }, null, 1))));
 let closed = [];
-addEventListener("beforeprint", () => { closed = [...document.querySelectorAll("details:not([open])")]; closed.forEach((each) => { each.open = true; }); });
+addEventListener("beforeprint", () => { closed = [...document.querySelectorAll("details:not([open]):not(:has(pre))")]; closed.forEach((each) => { each.open = true; }); });
 addEventListener("afterprint", () => closed.forEach((each) => { each.open = false; }));
 
 // a strip plot of a row's rounds, and of torch's, each as per cent of its own median: noise side by side, whatever the ratio
@@ -102,16 +96,8 @@ if ($("heat")) {
   const filter = () => { const words = $("filter").value.toLowerCase(); natural.forEach((line) => line.classList.toggle("filtered", !line.cells[0].textContent.toLowerCase().includes(words))); };
   $("filter").oninput = () => { filter(); keep(); };
 
-  // columns in which the chosen lines have nothing, or that were put out, go away
   const boxes = [...document.querySelectorAll("[data-column]")];
-  const columns = () => {
-    const shown = natural.filter((line) => line.offsetParent);
-    heads.forEach((th, i) => {
-      const gone = i > 0 && (!boxes[i - 1].checked || !shown.some((line) => line.cells[i].querySelector("button")));
-      [th, ...natural.map((line) => line.cells[i])].forEach((cell) => { cell.hidden = gone; });
-    });
-  };
-  document.addEventListener("change", (event) => { if (switches.includes(event.target.name) || event.target.dataset.column) { close(); columns(); keep(); } });
+  document.addEventListener("change", (event) => { if (switches.includes(event.target.name) || event.target.dataset.column) { close(); keep(); } });
 
   // state in the address
   const keep = () => {
@@ -131,7 +117,7 @@ if ($("heat")) {
       switches.forEach((name) => pick(name, state.get(name)));
       boxes.forEach((box) => { box.checked = !out.includes(box.dataset.column); });
       $("filter").value = state.get("find") || "";
-      filter(); columns();
+      filter();
       if (state.has("sort")) sort(state.get("sort").replace(/^-/, ""), state.get("sort")[0] === "-" ? -1 : 1);
       return $("layers").scrollIntoView();
     }
@@ -139,10 +125,8 @@ if ($("heat")) {
     if (!button) { if (wide.matches && !hash) { const first = natural.find((line) => line.offsetParent)?.querySelector("button[data-i]"); if (first && !open) show(first, false, true); } return; }
     const line = button.closest("tr").dataset;
     pick("quantity", line.q); pick("images", line.lot); pick("cores", line.t);
-    columns();
     if (!open || open.button !== button) show(button, true, true);
   };
-  columns();
   load();
   addEventListener("hashchange", load);
 }

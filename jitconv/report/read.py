@@ -157,15 +157,15 @@ def read(paths: Sequence[Path]) -> Results:
             content = {"machine": content["machine"], "trainings": [content]}
         machines = content.get("machines") or [content.get("machine") or content["machine_info"]]
         found.machines += [{"file": name} | machine for machine in machines]
-        for each in ("digits", "cases", "trainings", "instructions", "gaps"):
-            getattr(found, each).extend(content.get(each, []))
+        for part in ("digits", "cases", "trainings", "instructions", "gaps"):
+            getattr(found, part).extend(content.get(part, []))
         found.instructions += content.get("loops", [])
         for each in _of_page(content) if kind == "jitconv-page" else content.get("benchmarks", []):
             info, file = each["extra_info"], each.get("file", name)
             key = (*(info[name] for name in KEY), info.get("again", False))
             into = parts if first.setdefault((*key, info.get("pass", 0)), file) == file else repeated[file]
             into[key].append({"file": file} | each)
-        found.order += [each for each in content.get("variants", []) if each not in found.order]
+        found.order += [variant for variant in content.get("variants", []) if variant not in found.order]
         found.commit = found.commit or content.get("commit_info", {})
         found.date = found.date or content.get("datetime", "")[:10]
         found.suite = found.suite or content.get("suite", "")

@@ -5,11 +5,29 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from jitconv.report.first import ENGINES, SINGLE
+from jitconv.report.first import ENGINES, SINGLE, link
 from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, trained_through
-from jitconv.report.words import cores, digits, named, percent, ratio, seconds, times
+from jitconv.report.words import (
+    QUANTITIES,
+    between,
+    cores,
+    data_set,
+    digits,
+    lists,
+    named,
+    percent,
+    seconds,
+    seeds,
+    times,
+)
 
-HEAT = ("layers", "resnet", "products")
+LOTS = {
+    "resnet": "ResNet-18, ",
+    "products": "products",
+    "scaling": "scaling",
+    "network": "networks",
+    "models": "models",
+}
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
 LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "cross_entropy")
 SMALL = 1e-4  # seconds: losses of shorter calls are folded together
@@ -20,13 +38,13 @@ HOMEWORK = (  # what its author published, on a T4
 MISTAKES = (
     (
         "convolution",
-        "0.0000000000000015",
+        "rounding only",
         "overwrote its input channels: right for one channel only",
         "sums over every channel",
     ),
     ("im2col", "–", "read channel 0 only", "columns of length C_in·K_h·K_w"),
     ("pooling", "0.138", "took wrong windows", "equal to torch bit for bit, with indices"),
-    ("dense layer", "0.00000000000004", "was checked against itself", "checked against torch, in float64 too"),
+    ("dense layer", "rounding only", "was checked against itself", "checked against torch, in float64 too"),
 )
 
 
@@ -41,6 +59,8 @@ def sections(results: Results) -> dict[str, Any]:
         "overhead": _overhead(results),
         "correct": correctness(results),
         "trainings": trainings(results.trainings),
+        "reached": reached(results),
+        "rounds": max((len(rounds) for row in results.rows for rounds in row.passes), default=0),
         "homework": _homework(results),
         "mistakes": MISTAKES,
         "gpu": _gpu(results),
@@ -53,37 +73,52 @@ def sections(results: Results) -> dict[str, Any]:
 
 
 def heat(results: Results, index: dict[int, int]) -> dict[str, Any]:
-    """Return the lines of layers × variants in every state of the switches, and the columns."""
-    rows = [row for row in results.rows if row.group in HEAT and row.device == "cpu"]
-    rows.sort(key=lambda row: (HEAT.index(row.group), LAYERS.index(row.layer) if row.layer in LAYERS else 9))
+    """Return the lines of works × engines in every state of the switches, and the columns.
+
+    empty: of each lot which columns have nothing; unmeasured: the states of the switches that have no line.
+    """
+    lots = {id(row): known for row in results.rows if row.device == "cpu" and (known := _lot(row))}
+    rows = [row for row in results.rows if id(row) in lots]
+    rows.sort(key=lambda row: LAYERS.index(row.layer) if row.layer in LAYERS else 9)
+    rows.sort(key=lambda row: (row.axis, row.size) if row.group == "scaling" else ("", row.batch))
     present = results.sorted_variants({row.variant for row in rows})
-    first = [name for name in (OURS, BASELINE) if name in present]
+    first = [name for name in (OURS, PLAN, *ENGINES) if name in present]
     columns = first + [name for name in reversed(present) if name not in first]
     lines: dict[Any, dict[str, Any]] = {}
     for row in rows:
-        lot = str(row.batch) if row.group == "layers" else row.group
-        label = row.work if row.group == "products" else str(row.work).rpartition(",")[0]
+        lot = lots[id(row)][0]
+        label = str(row.work).rpartition(",")[0] if row.group in ("layers", "resnet") else row.work
         line = lines.setdefault(
             (lot, row.work, row.quantity, row.threads),
             {"label": label, "lot": lot, "quantity": row.quantity, "threads": row.threads, "cells": {}},
         )
         line["cells"][row.variant] = _cell(row, index[id(row)])
-    lots = list(dict.fromkeys(line["lot"] for line in lines.values()))
-    names = {"resnet": "ResNet-18", "products": "products"}
+    names = {value: label for value, label, _ in sorted(set(lots.values()), key=lambda lot: (lot[2], lot[1]))}
+    quantities = [name for name in QUANTITIES if any(line["quantity"] == name for line in lines.values())]
+    states = {(line["lot"], line["quantity"], line["threads"]) for line in lines.values()}
+    filled = {(line["lot"], name) for line in lines.values() for name in line["cells"]}
     return {
         "columns": columns,
         "lines": list(lines.values()),
         "threads": results.lanes,
-        "lots": [
-            (lot, names.get(lot, f"{lot} image{'s' * (lot != '1')}"))
-            for lot in sorted(lots, key=lambda lot: (not lot.isdigit(), int(lot) if lot.isdigit() else 0))
-        ],
-        "quantities": [
-            name
-            for name in ("forward", "backward", "weight gradient")
-            if any(line["quantity"] == name for line in lines.values())
-        ],
+        "lots": list(names.items()),
+        "quantities": quantities,
+        "empty": [(lot, i + 2) for lot in names for i, name in enumerate(columns) if (lot, name) not in filled],
+        "unmeasured": sorted({(lot, q, t) for lot in names for q in quantities for t in results.lanes} - states),
     }
+
+
+def _lot(row: Row) -> tuple[str, str, Any] | None:
+    """The value, the label and the place of the switch under which a row is shown; None for one that is not."""
+    images = f"{row.batch:,} image{'s' * (row.batch != 1)}"
+    if row.group == "layers":
+        return str(row.batch), images, (0, row.batch)
+    group = "network" if row.group == "batches" else row.group
+    if group not in LOTS:
+        return None
+    by_batch = group == "resnet"
+    place = (1 + [*LOTS].index(group), row.batch if by_batch else 0)
+    return f"{group}-{row.batch}" if by_batch else group, LOTS[group] + images * by_batch, place
 
 
 def _cell(row: Row, i: int) -> dict[str, Any]:
@@ -125,9 +160,18 @@ def causes(results: Results) -> list[tuple[Any, str]]:
         ),
         (lambda row, winner: row.threads > 1, "work is shared out to the cores in fewer, larger parts"),
         (lambda row, winner: row.variant == PLAN, "its kernels for some of these shapes are faster"),
-        (lambda row, winner: winner == BASELINE, "oneDNN's kernel for this shape is faster"),
+        (lambda row, winner: winner == BASELINE, "oneDNN's kernel fits this shape better"),
         (lambda row, winner: True, "not explained yet"),
     ]
+
+
+def _shares(results: Results, theirs: Row, ours: Row) -> str:
+    """How much of the peak either reaches, where operations are known; the time cannot say which of them is short."""
+    peak = results.peak() * ours.threads
+    if not ours.flops or math.isnan(peak):
+        return ""
+    shares = [row.flops / row.seconds / peak for row in (ours, theirs)]
+    return f": {percent(shares[1])} of the peak, ours {percent(shares[0])}"
 
 
 def losses(results: Results) -> dict[str, Any]:
@@ -147,6 +191,7 @@ def losses(results: Results) -> dict[str, Any]:
         if mine is None or best is None or best.seconds >= mine.seconds:
             continue
         factor = results.ratio(best, mine)
+        reason = next(words for fits, words in why if fits(mine, best.variant))
         if mine.flags or level(factor, mine.noise):
             close += 1
             continue
@@ -161,8 +206,9 @@ def losses(results: Results) -> dict[str, Any]:
                 "ours": mine.seconds,
                 "theirs": best.seconds,
                 "ratio": times(factor.middle),
-                "between": f"{ratio(factor.low)}–{ratio(factor.high)}" if factor.known else "",
-                "why": next(words for fits, words in why if fits(mine, best.variant)),
+                "between": between(factor)[1],
+                "why": reason + (_shares(results, best, mine) if mine.seconds >= SMALL else ""),
+                "link": link(mine),
             }
         )
     found.sort(key=lambda line: -line["lost"])
@@ -187,6 +233,7 @@ def models(results: Results) -> dict[str, Any]:
                 "time": seconds(found[name].seconds),
                 "ratio": _shown_ratio(found[name]),
                 "best": found[name].seconds == best,
+                "link": link(found[name]),
                 "flags": ", ".join(found[name].flags),
             }
             if name in found
@@ -275,39 +322,67 @@ def correctness(results: Results) -> dict[str, Any]:
 
 
 def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a line for each variant and data set: mean accuracy over seeds with its 95 % interval."""
-    lots: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
+    """Return a line for each data set, engine and number of epochs: accuracy over seeds, and what torch's is less."""
+    lots: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        lots[run["config"]["data"], trained_through(run), len(run["epochs"])].append(run)
+        lots[run["config"]["data"], len(run["epochs"]), trained_through(run)].append(run)
     lines = []
-    for (data, variant, epochs), found in lots.items():
-        accuracies = [run["epochs"][-1]["accuracy"] for run in found if run["epochs"][-1]["accuracy"] is not None]
+    for (data, epochs, variant), found in lots.items():
+        reached = _accuracies(found)
+        torchs = _accuracies(lots.get((data, epochs, BASELINE), []))
         took = statistics.median(epoch["seconds"] for run in found for epoch in run["epochs"])
+        common = sorted(reached.keys() & torchs.keys()) if variant != BASELINE else []
         lines.append(
             {
-                "data": data,
+                "data": data_set(data),
                 "variant": variant,
                 "epochs": epochs,
-                "seeds": len(found),
+                "seeds": f"{len(found)}" if len(found) > 1 else "1, so no interval",
                 "images": f"{found[0]['images']:,}",
                 "device": found[0]["config"].get("device", "cpu"),
                 "epoch": seconds(took) + (", estimated" if found[0]["estimated"] else ""),
-                "accuracy": _accuracy(accuracies),
+                "accuracy": _over_seeds(list(reached.values())),
+                "beside": _over_seeds([reached[seed] - torchs[seed] for seed in common], sign=True),
             }
         )
     return lines
 
 
-def _accuracy(values: list[float]) -> str:
-    """The mean with its interval over seeds (Student's t)."""
+def _accuracies(runs: list[dict[str, Any]]) -> dict[int, float]:
+    """The last accuracy by seed."""
+    last = {run["config"]["seed"]: run["epochs"][-1]["accuracy"] for run in runs}
+    return {seed: accuracy for seed, accuracy in last.items() if accuracy is not None}
+
+
+def _over_seeds(values: list[float], sign: bool = False) -> str:
+    """The mean in per cent, with its interval where there are several seeds."""
     if not values:
         return "–"
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{100 * mean:.2f} %"
-    quantile = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{100 * mean:.2f} ± {100 * half:.2f} %"
+    mean, half = seeds(values)
+    shown = f"{100 * mean:{'+' * sign}.2f}".replace("-", "−")
+    return f"{shown} %" if math.isnan(half) else f"{shown} ± {100 * half:.2f} %"
+
+
+def reached(results: Results) -> str:
+    """Return how much of the peak torch's libraries reach, in a sentence: a ratio to them says nothing of that."""
+    peak, parts = results.peak(), []
+    for group, what in (("products", "matrix products"), ("resnet", "ResNet-18's convolutions")):
+        rows = [
+            [row for row in results.pick(group=group, quantity="forward", threads=1, variant=name) if not row.flags]
+            for name in (BASELINE, OURS)
+        ]
+        shares = [sorted(row.flops / row.seconds / peak for row in each) for each in rows]
+        if all(shares) and not math.isnan(peak):
+            (low, high), (least, most) = ((percent(each[0]), percent(each[-1])) for each in shares)
+            theirs, mine = (a if a == b else f"{a[:-2]} to {b}" for a, b in ((low, high), (least, most)))
+            parts.append(f"in {what} {theirs} ({OURS} {mine})")
+    if not parts:
+        return ""
+    return (
+        f"torch is only as fast as its libraries are on this processor. Of one core's measured peak, "
+        f"{digits(peak / 1e9, 3)} GFLOP/s, they reach {lists(parts)}: where their share is low, a win over torch "
+        f"says as much of them as of this project. On a processor that they are tuned for, ratios can be other ones."
+    )
 
 
 def _homework(results: Results) -> dict[str, Any]:

@@ -1,6 +1,10 @@
 """Numbers as people write them: no exponent, few digits, a unit that fits."""
 
 import math
+import statistics
+from collections.abc import Sequence
+
+from jitconv.report.intervals import Interval
 
 NOT_MEASURED = "not measured in this run"
 NAMES = {
@@ -10,6 +14,8 @@ NAMES = {
     "openvino": "OpenVINO",
     "jax": "JAX",
 }
+QUANTITIES = ("forward", "backward", "weight gradient", "step")
+DATA_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "mnist-10k": "MNIST's bundled 10,000"}
 
 
 def digits(value: float, n: int) -> str:
@@ -59,3 +65,29 @@ def named(variant: str) -> str:
 
 def cores(threads: int) -> str:
     return "one core" if threads == 1 else f"{ {2: 'two', 3: 'three', 4: 'four'}.get(threads, threads) } cores"
+
+
+def between(interval: Interval) -> tuple[str, str]:
+    """Return a ratio and its interval, all three to the ratio's last digit: "1.26", "1.16–1.90"; "" where unknown."""
+    middle = ratio(interval.middle)
+    if middle.startswith("1/") or middle == "–" or not interval.known:
+        return middle, "" if not interval.known else f"{ratio(interval.low)}–{ratio(interval.high)}"
+    places = len(middle.partition(".")[2])
+    return middle, f"{interval.low:,.{places}f}–{interval.high:,.{places}f}"
+
+
+def data_set(name: str) -> str:
+    """Return a data set's name as people write it."""
+    return DATA_SETS.get(name, name)
+
+
+def seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean over seeds and half its 95 % interval by Student's t; nan where there is one seed."""
+    quantile = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.mean(values), half
+
+
+def lists(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
