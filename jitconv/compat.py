@@ -5,6 +5,7 @@ reaches for one as an attribute (tests/test_compat.py), so this is the file to l
 """
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llvmlite import binding
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
+    IndexDataCacheFile,
     InTreeCacheLocator,
     UserProvidedCacheLocator,
     UserWideCacheLocator,
@@ -139,6 +141,22 @@ def struct_value(proxy: Any) -> Any:
 
 
 # Numba: code on disk ---------------------------------------------------------------------------------------
+class _CodeBeforeIndex(IndexDataCacheFile):
+    """The files of a function's cache, where an index never names code that is not yet there.
+
+    Numba writes the index first. Cut short after that, it names a file of older code, which the next process runs.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        overloads = self._load_index()
+        if not overloads:
+            self.flush()  # an index of older code may name the file that is written now
+        names = (self._data_name(number) for number in itertools.count(1))
+        name = overloads.get(key) or next(name for name in names if name not in overloads.values())
+        self._save_data(name, data)
+        self._save_index({**overloads, key: name})
+
+
 def cache_class(stamp: Callable[[], bytes], trusts: Callable[[Path], bool]) -> Any:
     """Return the class of a function's cache on disk, whose code is stale when `stamp` no longer returns the same.
 
@@ -162,6 +180,10 @@ def cache_class(stamp: Callable[[], bytes], trusts: Callable[[Path], bool]) -> A
 
     class Cache(FunctionCache):
         _impl_class = Files
+
+        def __init__(self, function: Any) -> None:
+            super().__init__(function)
+            self._cache_file = _CodeBeforeIndex(self._cache_path, self.base_name, stamp())
 
         @property
         def base_name(self) -> str:

@@ -4,6 +4,8 @@ Each takes its part of every batch, so that N of them together take the steps th
 """
 
 import atexit
+import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +36,21 @@ def join(device: str, threads: int | None = None) -> None:
             )
         torch.cuda.set_device(here)
     if not dist.is_initialized():
+        # First, since DDP imports it: its default arguments hold the group that there is then, beyond its end.
+        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        atexit.register(dist.destroy_process_group)
+        atexit.register(leave)
+
+
+def leave() -> None:
+    """Part from the other processes; called at exit, where models still in use keep the group alive.
+
+    Gloo's threads end with the group. One that is left while Python shuts down and lets go of a tensor ends the
+    process with SIGABRT.
+    """
+    gc.collect()  # DDP models under torch.compile are in cycles
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def size() -> int:

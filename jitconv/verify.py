@@ -71,10 +71,11 @@ class Expected:
     """What a case must give: torch's results in the case's own dtype and in float64, for the same random inputs.
 
     inputs: the array arguments, in `dtype`. grad: the gradient of the result that backward starts from, in float64.
+    bound: in units of eps, how wrong a sum may be, for each unit of its magnitude.
     """
 
     def __init__(self, case: Case, dtype: str = "float32", seed: int = 0, device: str = "cpu") -> None:
-        self.case, self.dtype = case, dtype
+        self.case, self.dtype, self.bound = case, dtype, BOUND[getattr(torch, dtype)]
         self.inputs = {name: _tensor(value).to(device) for name, value in case.inputs(dtype, seed).items()}
         wide = {name: value.double() if value.is_floating_point() else value for name, value in self.inputs.items()}
         layer = variants.get("torch").ops[case.layer]
@@ -105,7 +106,7 @@ class Expected:
 
     def _allowed(self, variant: str, quantity: str) -> torch.Tensor:
         """How wrong each element may be, in units of eps."""
-        usual = BOUND[getattr(torch, self.dtype)] * self.magnitudes[quantity] + self._underflow()
+        usual = self.bound * self.magnitudes[quantity] + self._underflow()
         own = self._own_bound(variant, quantity)
         if own is None:
             return usual

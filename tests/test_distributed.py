@@ -46,12 +46,24 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 
 SCRIPT = """
+import atexit, os, sys
 import torch, jitconv
 from torch import nn
 from jitconv import distributed
 
 
-def main():  # whose models are gone before the processes part: they hold on to the threads that connect them
+def gloo():
+    tasks = os.listdir("/proc/self/task") if sys.platform == "linux" else []
+    return [name for task in tasks if "gloo" in (name := open(f"/proc/self/task/{task}/comm").read())]
+
+
+@atexit.register  # so called after the group is left
+def left():  # a thread of gloo that lets go of a tensor while Python shuts down ends the process with SIGABRT
+    if gloo():
+        print("threads left:", *gloo())
+
+
+def main():  # whose models are gone before the processes part: they hold on to the group
     distributed.join("cpu")
     rank, size = distributed.rank(), distributed.size()
     torch.manual_seed(0)
@@ -83,6 +95,7 @@ def main():  # whose models are gone before the processes part: they hold on to 
     gradients = list(torch.autograd.grad(whole, model.parameters()))
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
     assert distributed.total(rank + 1, "cpu") == 3
+    assert gloo() or sys.platform != "linux"
     print(f"cores {torch.get_num_threads()} parts {len(distributed.part(torch.arange(3)))}\\n", end="")  # in one write
 
 

@@ -1,11 +1,14 @@
 """Faults: what is cut short, interrupted, killed or open to others ends in the right numbers or a clear error."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -86,6 +89,99 @@ def test_a_cached_file_cut_at_any_byte_is_compiled_anew(cache: Path, ending: str
             assert kernel(1) == 2
             assert sum(kernel.stats.cache_misses.values()) == misses, f"cut at {length} of {len(whole)} bytes"
         (file,) = cache.rglob(f"*.{ending}")
+
+
+def another(n):  # type: ignore[no-untyped-def]
+    return n + 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "no space left on device")])
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("files", [0, 1, 2, 3])
+def test_code_whose_writing_is_cut_short_is_never_taken_for_other_code(
+    error: BaseException, older: bool, files: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many files. What lies there may be of older kernels: an index written before its code names that."""
+    if older:
+        was = FunctionType(another.__code__.replace(co_firstlineno=increment.__code__.co_firstlineno), globals())
+        was.__name__, was.__qualname__ = increment.__name__, increment.__qualname__
+        with monkeypatch.context() as before:
+            before.setattr(compiling, "_kernel_sources", lambda: b"older")
+            assert compiling.njit(was)(1) == 3
+    replace, replaced = os.replace, []
+
+    def cut(part: str, whole: str) -> None:
+        if len(replaced) == files:
+            raise error
+        replaced.append(whole)
+        replace(part, whole)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", cut)
+        kernel = compiling.njit(increment)
+        with suppress(KeyboardInterrupt):
+            assert kernel(1) == 2
+        assert kernel(1) == 2
+    assert len(replaced) == files
+    kernel = compiling.njit(increment)
+    assert kernel(1) == 2
+    assert sum(kernel.stats.cache_hits.values()) == (files == 3), "three files are all"
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import torch
+from torch import nn
+import jitconv
+from jitconv import functional as F
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the shell ignores it, too
+which = sys.argv[1]
+images = torch.randn(64, 16, 64, 64)
+layers = [nn.Conv2d(16, 32, 5), nn.ReLU(), nn.Conv2d(32, 32, 5), nn.ReLU(), nn.Conv2d(32, 32, 5)]
+model = nn.Sequential(*layers).eval()
+weight = model[0].weight.detach()
+if which == "plan":
+    call = jitconv.plan(model, images)
+else:
+    def call(x):
+        return F.conv2d(x, weight, variant=which)
+
+call(images)
+with torch.no_grad():
+    wanted = model(images) if which == "plan" else nn.functional.conv2d(images, weight)
+start = time.monotonic()
+call(images)
+spent = time.monotonic() - start
+sent = []
+
+
+def interrupt():
+    time.sleep(spent / 3)
+    sent.append(state)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+for _ in range(3):
+    thread, state = threading.Thread(target=interrupt), "running"
+    try:
+        thread.start()
+        call(images)
+        state = "returned"  # on a busy machine, before it was interrupted
+        thread.join(60)
+    except KeyboardInterrupt:
+        pass
+    thread.join()
+    torch.testing.assert_close(call(images), wanted, rtol=1e-4, atol=1e-4)
+assert "running" in sent, sent
+print("right")
+"""
+
+
+@pytest.mark.parametrize("which", ["jit-tiled", "jit-static", "plan"])
+def test_ctrl_c_in_a_running_kernel_comes_when_it_returns_and_the_next_call_is_right(which: str) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, which], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
 
 
 def train(folder: Path, epochs: int, resume: bool = False) -> Run:
