@@ -53,7 +53,12 @@ def build(paths: Sequence[Path], out: Path, readme_file: Path | None = None) -> 
     if hero:
         ticks_at = 48 + 30 * sum(not rung["missing"] for rung in hero["rungs"]) + 8
         height = ticks_at + 20 * len(hero["ticks"]) + 36
-        drawn = environment.get_template("hero.svg.j2").render(hero=hero, height=height, ticks_at=ticks_at)
+        drawn = environment.get_template("hero.svg.j2").render(
+            hero=hero,
+            height=height,
+            ticks_at=ticks_at,
+            flagged=any(each.get("flags") for each in (*hero["rungs"], *hero["ticks"])),
+        )
         out.with_name("hero.svg").write_text(drawn, encoding="utf-8")
     if readme_file is not None:
         readme.write(readme_file, results)

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from jitconv.report.charts import colour
 from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
-from jitconv.report.words import between, cores, digits, named, seconds, times
+from jitconv.report.words import between, cores, digits, lists, named, seconds, times
 
 ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "jax")  # those that ours is ranked against
 WORKS = (("forward, 1", "1 image"), ("forward, 64", "64 images"), ("forward, 1000", "1000 images"))
@@ -82,7 +82,7 @@ def _race(results: Results) -> Markup:
     others = {row.variant for row in results.pick(group="network") if row.variant in ENGINES}
     missing = [named(name) for name in ENGINES if name not in others]
     note = f" Not in this run: {', '.join(missing)}." if missing else ""
-    return Markup(f"Our time on one core being 1, the fastest other engine needs {', '.join(parts)}.{note}")
+    return Markup(f"On one core the fastest other engine takes, as a multiple of our time, {lists(parts)}.{note}")
 
 
 def _layers(results: Results) -> Markup:
@@ -99,7 +99,7 @@ def _layers(results: Results) -> Markup:
     proof = f" Of {checked:,} checked results {wrong or 'none'} lie outside their rounding bounds." if checked else ""
     gpu = "" if results.pick(device="cuda") else " No CUDA variant was ever run on a device."
     return Markup(
-        f"Of {len(rows)} timings of single layers it wins <b>{len(won)}</b> against torch and loses <b>{lost}</b>, "
+        f"Of {len(rows)} timings of single layers {OURS} wins <b>{len(won)}</b> against torch and loses <b>{lost}</b>, "
         f"{small} of them calls below 0.1 ms; {len(tied)} are too close to tell.{proof}{gpu}"
     )
 
@@ -161,6 +161,7 @@ def hero(results: Results) -> dict[str, Any]:
                 "name": named(n),
                 "at": place(rows[n].seconds),
                 "time": seconds(rows[n].seconds),
+                "flags": ", ".join(rows[n].flags),
                 "left": best is not None and rows[n].seconds > best,
             }
             for n in order

@@ -12,7 +12,7 @@ const samples = (row) => row.passes.flat();
 // the data as files
 const save = (name, words) => make("a", { href: URL.createObjectURL(new Blob([words])), download: name }).click();
 const csv = () => {
-  const heads = ["group", "work", "quantity", "variant", "threads", "seconds", "low", "high", "ratio", "ratio_low", "ratio_high", "bound_used", "flags", "command"];
+  const heads = ["group", "work", "quantity", "variant", "threads", "seconds", "low", "high", "ratio", "ratio_low", "ratio_high", "bound_used", "flags", "again", "file", "command"];
   const quoted = (words) => `"${String(words ?? "").replaceAll('"', '""')}"`;
   return [heads.concat("passes"), ...rows.map((row) => heads.map((name) => [row[name]].flat().join(", ")).concat(row.passes.map((rounds) => rounds.join(" ")).join("; ")))].map((line) => line.map(quoted).join(",")).join("\n");
 };
@@ -57,9 +57,10 @@ if ($("heat")) {
     if (same) return keep();
     const row = rows[button.dataset.i], box = make("div", { class: "detail" }), facts = make("dl"), command = make("div", { class: "command" });
     const rival = rows.find((r) => r.variant === "torch" && ["group", "work", "quantity", "threads"].every((name) => r[name] === row[name]));
+    const places = (ratio(row.ratio ?? 1).split(".")[1] ?? "").length, apart = (x) => Number(x.toFixed(places)).toLocaleString("en", { minimumFractionDigits: places });
     const fact = (name, words) => { facts.append(make("dt", {}, name)); facts.append(make("dd", {}, words)); };
     fact("time", seconds(row.seconds) + (row.low ? `, 95 % ${seconds(row.low)} to ${seconds(row.high)}` : ", too few rounds for an interval"));
-    if (row.ratio) fact("torch / this", `${ratio(row.ratio)}×` + (row.ratio_low ? `, 95 % ${ratio(row.ratio_low)} to ${ratio(row.ratio_high)}` : ""));
+    if (row.ratio) fact("torch / this", `${ratio(row.ratio)}×` + (row.ratio_low ? `, 95 % ${apart(row.ratio_low)} to ${apart(row.ratio_high)}` : ""));
     fact("rounds", `${samples(row).length} in ${row.passes.length} pass${row.passes.length > 1 ? "es" : ""}`);
     fact("bound used", row.variant === "torch" ? "the reference" : row.bound_used ? `${digits(100 * row.bound_used, 2)} %` : "none, bit for bit");
     if (row.flags.length) fact("flagged", row.flags.join(", "));

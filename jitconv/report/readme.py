@@ -24,7 +24,7 @@ def block(results: Results) -> str:
     """Return it as Markdown."""
     doubt = first.doubt(results)
     parts = [" ".join(first.plain(sentence) for sentence in first.answer(results)), _engines(results)]
-    flagged = " ‡ is a time whose rounds are no measurement, as the report says." if "‡" in parts[1] else ""
+    flagged = " ‡ is a time whose rounds are no measurement, as the report says." if "‡" in "".join(parts) else ""
     parts.append(
         f"Medians of {results.passes} pass{'es' if results.passes != 1 else ''} on {doubt['machine']}, which was "
         f"{doubt['verdict']} ({doubt['why']}); float32; in brackets, an engine's time over our best on as many "

@@ -21,12 +21,13 @@ from jitconv.report.words import (
     times,
 )
 
-LOTS = {
+LOTS = {  # groups of rows that the table of all rows shows beside layers, and what its switch calls them
     "resnet": "ResNet-18, ",
-    "products": "products",
+    "products": "matrix products",
     "scaling": "scaling",
     "network": "networks",
     "models": "models",
+    "overhead": "smallest calls",
 }
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
 LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "cross_entropy")
