@@ -43,7 +43,10 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="jitconv")
 def main() -> None:
-    """Layers of a convolutional network as plain loops, compiled: proved, trained, reported."""
+    """Layers of a convolutional network as plain loops, compiled: proved, trained, reported.
+
+    The benchmarks and the study (pytest benchmarks, make study) are in the repository, not in the installed package.
+    """
 
 
 @main.command()

@@ -3,8 +3,11 @@
 import importlib.util
 import os
 import platform
+import sys
 import warnings
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 try:
@@ -13,6 +16,7 @@ except ImportError:  # a GPU machine may have no more than torch and numba
     psutil = None
 
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "torchvision", "numba-cuda", "onnxruntime", "openvino", "jax")
+ENGINES = ("onnxruntime", "openvino", "jax")  # with threads of their own
 CPU_FEATURES = ("avx512f", "avx512bf16", "avx2", "fma", "avx", "sse4.2", "neon", "sve")
 
 
@@ -83,7 +87,10 @@ def cpu_name() -> str:
 
 
 def problems() -> list[str]:
-    """Return what makes this environment unfit for the study, each with its cure; empty where nothing does."""
+    """Return what makes this process unfit for measuring, each problem with its cure; empty where nothing does.
+
+    `jitconv doctor` asks in a process of its own; which other engines a program has loaded shows in the program only.
+    """
     import torch
 
     from jitconv.variants import compiling
@@ -93,8 +100,16 @@ def problems() -> list[str]:
         warnings.simplefilter("always", compiling.UntrustedCache)
         folder = compiling.cache_folder()
     found += [f"{one.message}: chmod o-w, or set NUMBA_CACHE_DIR to another one" for one in untrusted]
+    wanted = os.environ.get("NUMBA_CACHE_DIR")
     if folder is None:
         found.append("no folder for compiled code is writable, so every process compiles: set NUMBA_CACHE_DIR")
+    elif wanted and not untrusted and Path(wanted).resolve() not in folder.resolve().parents:
+        found.append(f"NUMBA_CACHE_DIR={wanted} is not writable, so compiled code is in {folder}: set another one")
+    if torch.get_num_threads() > 1 and (pools := _other_pools()):
+        found.append(
+            f"beside torch's threads there are {' and '.join(pools)}'s in this process, and they take its cores: "
+            "give each engine a process of its own, or one thread"
+        )
     if torch.get_num_threads() > cores():
         found.append(f"torch takes {torch.get_num_threads()} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}")
     if _load() > cores() + 0.5:
@@ -103,6 +118,19 @@ def problems() -> list[str]:
         found.append(
             "the report needs more packages: pip install 'jitconv[study]'; benchmarks also need the repository"
         )
+    return found
+
+
+def _other_pools() -> list[str]:
+    """Who else has threads in this process that wait for work by spinning."""
+    import numba
+
+    from jitconv.variants import threads
+
+    found = [engine for engine in ENGINES if engine in sys.modules]
+    with suppress(ValueError):  # Numba's are not started
+        layer = f"Numba's {numba.threading_layer()}"
+        found += ["Numba"] if threads.layer() != layer else []
     return found
 
 
