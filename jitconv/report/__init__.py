@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jitconv.report import charts, first, ladder, readme, tables
+from jitconv.report import charts, first, ladder, readme, roofline, tables
 from jitconv.report.read import OURS, Results, Row, read
 from jitconv.report.words import NOT_MEASURED, named, seconds
 
@@ -39,7 +39,7 @@ def build(paths: Sequence[Path], out: Path, readme_file: Path | None = None) -> 
         ladder=ladder.ladder(results),
         small=ladder.small(results),
         charts=charts.charts(results),
-        above=charts.above(results),
+        above=roofline.above(results),
         style=_text("style.css"),
         script=_text("page.js"),
         rows=_script([_shown(row) for row in (*results.rows, *results.again, *results.repeated)]),

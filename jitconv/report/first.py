@@ -6,9 +6,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
-from jitconv.report.charts import colour
 from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
-from jitconv.report.words import between, cores, digits, lists, named, seconds, times
+from jitconv.report.words import between, colour, cores, digits, lists, named, seconds, times
 
 ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "jax")  # those that ours is ranked against
 WORKS = (("forward, 1", "1 image"), ("forward, 64", "64 images"), ("forward, 1000", "1000 images"))

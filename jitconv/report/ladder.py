@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from jitconv.report.charts import colour
 from jitconv.report.read import OURS, PLAN, Results, Row
-from jitconv.report.words import cores, digits, named, percent, seconds, times
+from jitconv.report.words import colour, cores, digits, named, percent, seconds, times
 
 LAYER = {"group": "layers", "layer": "conv2d", "quantity": "forward"}
 NETWORK = {"group": "network", "quantity": "forward"}

@@ -12,6 +12,7 @@ import numpy as np
 
 from jitconv.report import intervals
 from jitconv.report.intervals import Interval
+from jitconv.report.words import DATA_SETS
 
 OURS, BASELINE, PLAN = "jit-tiled", "torch", "jitconv plan"
 GPU_TIMES = ("kernel_seconds", "end_to_end_seconds")  # beside `seconds`, from a call until it is done
@@ -175,7 +176,9 @@ def read(paths: Sequence[Path]) -> Results:
         gap = {"row": row.name, "outcome": "left out", "why": f"of {row.file}, which an earlier file has: {OWN_TORCH}"}
         found.gaps += [gap] * (gap not in found.gaps)
     _fill(found, [_row(each) for each in parts.values()])
-    found.trainings.sort(key=lambda run: (run["config"]["data"], run["epochs"][-1]["seconds"]))
+    known = [*DATA_SETS]
+    found.trainings.sort(key=lambda run: run["epochs"][-1]["seconds"])
+    found.trainings.sort(key=lambda run: known.index(data) if (data := run["config"]["data"]) in known else len(known))
     return found
 
 

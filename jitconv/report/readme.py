@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from jitconv.report import first, tables
+from jitconv.report import first
+from jitconv.report.losses import losses
 from jitconv.report.read import OURS, PLAN, Results
 from jitconv.report.words import cores, named, seconds, times
 
@@ -54,7 +55,7 @@ def _engines(results: Results) -> str:
 
 
 def _losses(results: Results) -> str:
-    lost = tables.losses(results)
+    lost = losses(results)
     if not lost["large"] and not lost["small"]:
         return ""
     shown = [

@@ -5,11 +5,11 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from jitconv.report.first import ENGINES, SINGLE, link
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, trained_through
+from jitconv.report.first import ENGINES, link
+from jitconv.report.heat import heat
+from jitconv.report.losses import losses
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, trained_through
 from jitconv.report.words import (
-    QUANTITIES,
-    between,
     cores,
     data_set,
     digits,
@@ -21,17 +21,6 @@ from jitconv.report.words import (
     times,
 )
 
-LOTS = {  # groups of rows that the table of all rows shows beside layers, and what its switch calls them
-    "resnet": "ResNet-18, ",
-    "products": "matrix products",
-    "scaling": "scaling",
-    "network": "networks",
-    "models": "models",
-    "overhead": "smallest calls",
-}
-RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
-LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "cross_entropy")
-SMALL = 1e-4  # seconds: losses of shorter calls are folded together
 HOMEWORK = (  # what its author published, on a T4
     ("interpreted loops, one image", 86.67, "interpreted"),
     ("vector form, one image", 0.045, "vector"),
@@ -71,153 +60,6 @@ def sections(results: Results) -> dict[str, Any]:
         "machines": _machines(results.machines),
         "threads": _threads(results),
     }
-
-
-def heat(results: Results, index: dict[int, int]) -> dict[str, Any]:
-    """Return the lines of works × engines in every state of the switches, and the columns.
-
-    empty: of each lot which columns have nothing; unmeasured: the states of the switches that have no line.
-    """
-    lots = {id(row): known for row in results.rows if row.device == "cpu" and (known := _lot(row))}
-    rows = [row for row in results.rows if id(row) in lots]
-    rows.sort(key=lambda row: LAYERS.index(row.layer) if row.layer in LAYERS else 9)
-    rows.sort(key=lambda row: (row.axis, row.size) if row.group == "scaling" else ("", row.batch))
-    present = results.sorted_variants({row.variant for row in rows})
-    first = [name for name in (OURS, PLAN, *ENGINES) if name in present]
-    columns = first + [name for name in reversed(present) if name not in first]
-    lines: dict[Any, dict[str, Any]] = {}
-    for row in rows:
-        lot = lots[id(row)][0]
-        label = str(row.work).rpartition(",")[0] if row.group in ("layers", "resnet") else row.work
-        line = lines.setdefault(
-            (lot, row.work, row.quantity, row.threads),
-            {"label": label, "lot": lot, "quantity": row.quantity, "threads": row.threads, "cells": {}},
-        )
-        line["cells"][row.variant] = _cell(row, index[id(row)])
-    names = {value: label for value, label, _ in sorted(set(lots.values()), key=lambda lot: (lot[2], lot[1]))}
-    quantities = [name for name in QUANTITIES if any(line["quantity"] == name for line in lines.values())]
-    states = {(line["lot"], line["quantity"], line["threads"]) for line in lines.values()}
-    filled = {(line["lot"], name) for line in lines.values() for name in line["cells"]}
-    return {
-        "columns": columns,
-        "lines": list(lines.values()),
-        "threads": results.lanes,
-        "lots": list(names.items()),
-        "quantities": quantities,
-        "empty": [(lot, i + 2) for lot in names for i, name in enumerate(columns) if (lot, name) not in filled],
-        "unmeasured": sorted({(lot, q, t) for lot in names for q in quantities for t in results.lanes} - states),
-    }
-
-
-def _lot(row: Row) -> tuple[str, str, Any] | None:
-    """The value, the label and the place of the switch under which a row is shown; None for one that is not."""
-    images = f"{row.batch:,} image{'s' * (row.batch != 1)}"
-    if row.group == "layers":
-        return str(row.batch), images, (0, row.batch)
-    group = "network" if row.group == "batches" else row.group
-    if group not in LOTS:
-        return None
-    by_batch = group == "resnet"
-    place = (1 + [*LOTS].index(group), row.batch if by_batch else 0)
-    return f"{group}-{row.batch}" if by_batch else group, LOTS[group] + images * by_batch, place
-
-
-def _cell(row: Row, i: int) -> dict[str, Any]:
-    value = None if row.ratio is None else row.ratio.middle
-    plain = value is None or row.tie or bool(row.flags)
-    strength = 0.0 if plain or value is None else 0.12 + 0.88 * min(1.0, abs(math.log2(value)) / 3)
-    return {
-        "i": i,
-        "time": seconds(row.seconds),
-        "ratio": "" if value is None else times(value),
-        "heat": f"{strength:.2f}",
-        "kind": "" if plain else "fast" if value and value > 1 else "slow",
-        "tie": row.tie,
-        "flags": ", ".join(row.flags),
-    }
-
-
-def causes(results: Results) -> list[tuple[Any, str]]:
-    """Return the table of causes: a test of our row and the winner, and a sentence; the first that fits is shown."""
-    calls = {name: [row.seconds for row in results.pick(group="overhead", variant=name)] for name in (OURS, BASELINE)}
-    cost = "a call costs more in Python than in C++ before it computes"
-    if all(calls.values()):
-        (a, b), (c, d) = ((1e6 * min(each), 1e6 * max(each)) for each in calls.values())
-        cost = f"a call costs {digits(a, 2)} to {digits(b, 2)} µs before it computes, torch's {digits(c, 2)} "
-        cost += f"to {digits(d, 2)}"
-    return [
-        (lambda row, winner: row.seconds < SMALL, cost),
-        (
-            lambda row, winner: winner not in ENGINES,
-            "a lower rung fits this shape better than the kernel chosen for it",
-        ),
-        (
-            lambda row, winner: row.variant == OURS and winner != BASELINE,
-            "single layers against an engine that fuses the network",
-        ),
-        (
-            lambda row, winner: row.group == "models" and "step" in row.quantity,
-            "convolutions of 16 channels and more stay torch's in training",
-        ),
-        (lambda row, winner: row.threads > 1, "work is shared out to the cores in fewer, larger parts"),
-        (lambda row, winner: row.variant == PLAN, "its kernels for some of these shapes are faster"),
-        (lambda row, winner: winner == BASELINE, "oneDNN's kernel fits this shape better"),
-        (lambda row, winner: True, "not explained yet"),
-    ]
-
-
-def _shares(results: Results, theirs: Row, ours: Row) -> str:
-    """How much of the peak either reaches, where operations are known; the time cannot say which of them is short."""
-    peak = results.peak() * ours.threads
-    if not ours.flops or math.isnan(peak):
-        return ""
-    shares = [row.flops / row.seconds / peak for row in (ours, theirs)]
-    return f": {percent(shares[1])} of the peak, ours {percent(shares[0])}"
-
-
-def losses(results: Results) -> dict[str, Any]:
-    """Return where the faster of jit-tiled and a plan is slower than the fastest of all others, by the time lost.
-
-    Not jit-winograd, whose rounding errors are larger: it is no rival, and neither is it ours.
-    """
-    found, close, why = [], 0, causes(results)
-    by_work: dict[Any, list[Row]] = defaultdict(list)
-    for row in results.rows:
-        if row.group in RACED and row.device == "cpu":
-            by_work[row.work_key].append(row)
-    for rows in by_work.values():
-        rows.sort(key=lambda row: (bool(row.flags), row.seconds))
-        mine = next((row for row in rows if row.variant in (OURS, PLAN)), None)
-        best = next((row for row in rows if row.variant not in (OURS, PLAN, "jit-winograd") and not row.flags), None)
-        if mine is None or best is None or best.seconds >= mine.seconds:
-            continue
-        factor = results.ratio(best, mine)
-        reason = next(words for fits, words in why if fits(mine, best.variant))
-        if mine.flags or level(factor, mine.noise):
-            close += 1
-            continue
-        found.append(
-            {
-                "work": mine.work,
-                "quantity": mine.quantity,
-                "cores": cores(mine.threads),
-                "lost": mine.seconds - best.seconds,
-                "through": mine.variant,
-                "winner": named(best.variant),
-                "ours": mine.seconds,
-                "theirs": best.seconds,
-                "ratio": times(factor.middle),
-                "between": between(factor)[1],
-                "why": reason + (_shares(results, best, mine) if mine.seconds >= SMALL else ""),
-                "link": link(mine),
-            }
-        )
-    found.sort(key=lambda line: -line["lost"])
-    large = [line for line in found if line["ours"] >= SMALL]
-    small = [line for line in found if line["ours"] < SMALL]
-    for line in large:
-        line["width"] = 100 * line["lost"] / large[0]["lost"]
-    return {"large": large, "small": small, "close": close, "sum": sum(line["lost"] for line in small)}
 
 
 def models(results: Results) -> dict[str, Any]:

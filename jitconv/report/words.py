@@ -1,4 +1,4 @@
-"""Numbers as people write them: no exponent, few digits, a unit that fits."""
+"""Numbers and names as people write them (no exponent, few digits, a unit that fits), and the colours of names."""
 
 import math
 import statistics
@@ -14,6 +14,8 @@ NAMES = {
     "openvino": "OpenVINO",
     "jax": "JAX",
 }
+INK, SOFT, LINE, ACCENT, BAR, PAPER = (f"var(--{name})" for name in ("ink", "soft", "line", "accent", "bar", "paper"))
+OF_RUNGS = ("jit", "jit-static", "jit-tiled", "jit-winograd", "jitconv plan", "vector")  # have a colour, see style.css
 QUANTITIES = ("forward", "backward", "weight gradient", "step")
 DATA_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "mnist-10k": "MNIST's bundled 10,000"}
 
@@ -91,3 +93,8 @@ def seeds(values: Sequence[float]) -> tuple[float, float]:
 def lists(words: Sequence[str]) -> str:
     """Return words as a list in a sentence: "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def colour(variant: str) -> str:
+    """Return a variant's colour: the rung's own, ink for torch, a soft grey for others."""
+    return f"var(--rung-{variant.replace(' ', '-')})" if variant in OF_RUNGS else INK if variant == "torch" else SOFT

@@ -1,0 +1,95 @@
+"""Where the faster of jit-tiled and a plan loses: how much, to what, and why."""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+from jitconv.report.first import ENGINES, SINGLE, link
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
+from jitconv.report.words import between, cores, digits, named, percent, times
+
+RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
+SMALL = 1e-4  # seconds: losses of shorter calls are folded together
+
+
+def causes(results: Results) -> list[tuple[Any, str]]:
+    """Return the table of causes: a test of our row and the winner, and a sentence; the first that fits is shown."""
+    calls = {name: [row.seconds for row in results.pick(group="overhead", variant=name)] for name in (OURS, BASELINE)}
+    cost = "a call costs more in Python than in C++ before it computes"
+    if all(calls.values()):
+        (a, b), (c, d) = ((1e6 * min(each), 1e6 * max(each)) for each in calls.values())
+        cost = f"a call costs {digits(a, 2)} to {digits(b, 2)} µs before it computes, torch's {digits(c, 2)} "
+        cost += f"to {digits(d, 2)}"
+    return [
+        (lambda row, winner: row.seconds < SMALL, cost),
+        (
+            lambda row, winner: winner not in ENGINES,
+            "a lower rung fits this shape better than the kernel chosen for it",
+        ),
+        (
+            lambda row, winner: row.variant == OURS and winner != BASELINE,
+            "single layers against an engine that fuses the network",
+        ),
+        (
+            lambda row, winner: row.group == "models" and "step" in row.quantity,
+            "convolutions of 16 channels and more stay torch's in training",
+        ),
+        (lambda row, winner: row.threads > 1, "work is shared out to the cores in fewer, larger parts"),
+        (lambda row, winner: row.variant == PLAN, "its kernels for some of these shapes are faster"),
+        (lambda row, winner: winner == BASELINE, "oneDNN's kernel fits this shape better"),
+        (lambda row, winner: True, "not explained yet"),
+    ]
+
+
+def _shares(results: Results, theirs: Row, ours: Row) -> str:
+    """How much of the peak either reaches, where operations are known; the time cannot say which of them is short."""
+    peak = results.peak() * ours.threads
+    if not ours.flops or math.isnan(peak):
+        return ""
+    shares = [row.flops / row.seconds / peak for row in (ours, theirs)]
+    return f": {percent(shares[1])} of the peak, ours {percent(shares[0])}"
+
+
+def losses(results: Results) -> dict[str, Any]:
+    """Return where the faster of jit-tiled and a plan is slower than the fastest of all others, by the time lost.
+
+    Not jit-winograd, whose rounding errors are larger: it is no rival, and neither is it ours.
+    """
+    found, close, why = [], 0, causes(results)
+    by_work: dict[Any, list[Row]] = defaultdict(list)
+    for row in results.rows:
+        if row.group in RACED and row.device == "cpu":
+            by_work[row.work_key].append(row)
+    for rows in by_work.values():
+        rows.sort(key=lambda row: (bool(row.flags), row.seconds))
+        mine = next((row for row in rows if row.variant in (OURS, PLAN)), None)
+        best = next((row for row in rows if row.variant not in (OURS, PLAN, "jit-winograd") and not row.flags), None)
+        if mine is None or best is None or best.seconds >= mine.seconds:
+            continue
+        factor = results.ratio(best, mine)
+        reason = next(words for fits, words in why if fits(mine, best.variant))
+        if mine.flags or level(factor, mine.noise):
+            close += 1
+            continue
+        found.append(
+            {
+                "work": mine.work,
+                "quantity": mine.quantity,
+                "cores": cores(mine.threads),
+                "lost": mine.seconds - best.seconds,
+                "through": mine.variant,
+                "winner": named(best.variant),
+                "ours": mine.seconds,
+                "theirs": best.seconds,
+                "ratio": times(factor.middle),
+                "between": between(factor)[1],
+                "why": reason + (_shares(results, best, mine) if mine.seconds >= SMALL else ""),
+                "link": link(mine),
+            }
+        )
+    found.sort(key=lambda line: -line["lost"])
+    large = [line for line in found if line["ours"] >= SMALL]
+    small = [line for line in found if line["ours"] < SMALL]
+    for line in large:
+        line["width"] = 100 * line["lost"] / large[0]["lost"]
+    return {"large": large, "small": small, "close": close, "sum": sum(line["lost"] for line in small)}
