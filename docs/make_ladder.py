@@ -11,6 +11,8 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 RUNGS = DOCS.parent / "examples" / "ladder"
 RESULTS = DOCS / "ladder.json"
+ROWS = DOCS.parent / "jitconv" / "variants" / "rows.py"
+CODE = {"7_filters": ROWS}  # steps whose loops are the package's own
 sys.path[:0] = [str(RUNGS), str(DOCS.parent)]
 
 # rung: (title, the problem, what the machine code shows, the first and the last line of the code that is shown)
@@ -55,24 +57,31 @@ STEPS = {
         "Sums in registers",
         "With many channels the compiler unrolled short loops before it looked for vectors, and then found none. "
         "Vectorised first and unrolled then, a row of sums is a handful of registers.",
-        "Multiply-adds that load one factor each; stores only where a channel is done. This is jit-static.",
-        ("def conv2d", ")"),
+        "Multiply-adds that load one factor each, and no stores: sums leave their registers when they are done.",
+        ("sums = registers", "out["),
     ),
-    "7_tile": (
+    "7_filters": (
+        "Four filters share each load",
+        "Every multiply-add loads a pixel, and a short row has too few sums to keep the core busy, as each waits for "
+        "the tap before. Four filters read the same pixels: four rows of sums for the loads of one.",
+        "More multiply-adds than loads. No vector is written out anywhere: this is jit-static, as plain as loops get.",
+        ("for i in", "axpy(weight[3"),
+    ),
+    "8_tile": (
         "A register tile on explicit vectors",
-        "Each multiply-add still needs a load or more, and a core starts as many loads as multiply-adds at best. "
-        "A tile of filters by pixels uses every loaded value several times.",
-        "Fewer loads than multiply-adds. The compiler does not find this by itself: vectors are written out.",
+        "The compiler chooses its vectors by the row: one that the longest vectors do not divide gets shorter ones. "
+        "With vectors written out, the pixels of all rows fill tiles of filters by pixels.",
+        "The widest vectors that the core has, whatever the row is.",
         ("tile = zeros", "store("),
     ),
-    "8_shifts": (
+    "9_shifts": (
         "Shifted copies instead of columns",
         "Lines that are wider than the output leave holes in tiles. Copied once for each column of taps, in lines as "
         "wide as the output, pixels fill tiles, and other rows of taps are offsets.",
         "The product's loop of jit-tiled, with broadcasts from weights that are never packed.",
         ("def conv2d", "return"),
     ),
-    "9_blocked": (
+    "10_blocked": (
         "Blocked channels",
         "With many filters and small images the lanes of a register are better filled by output channels: every image "
         "width fits, and nothing is copied or shifted. Images stay in that layout from layer to layer, so bringing "
@@ -80,14 +89,14 @@ STEPS = {
         "One load of weights serves many pixels, each a broadcast inside its multiply-add.",
         ("kernel = bind", "kernel(blocked"),
     ),
-    "10_pooling": (
+    "11_pooling": (
         "Pooling in registers",
         "The convolution's result is the largest array of the network, written by one layer and read once by the "
         "next. A tile that holds whole windows keeps only their maxima.",
         "Three maxima of registers for each four sums, and a quarter of the stores.",
         ("size =", "get("),
     ),
-    "11_winograd": (
+    "12_winograd": (
         "Winograd",
         "What is left are the equation's multiplications. Transformed tiles of pixels and filters need fewer of them, "
         "and lose some precision: it has a bound of its own, and has to be asked for.",
@@ -95,7 +104,7 @@ STEPS = {
         "equation has them, so the share can exceed one.",
         ("kernel = get", "kernel(x"),
     ),
-    "12_plan": (
+    "13_plan": (
         "The plan: the network as one call",
         "A layer's call is checked, bound to a kernel and given memory, and the next layer reads what it left there. "
         "For one image that takes nearly as long as the arithmetic.",
@@ -133,14 +142,19 @@ LEARNED = """## What we learned
 
 - **The compiler alone** removes the interpreter, unrolls what it knows the length of, and vectorises an innermost loop.
 
-- **It gives up** on sharing loads between filters, on outer loops, and on short loops that were unrolled too early.
+- **It gives up** on outer loops, and on short loops that were unrolled too early. It shares loads between filters only
+  where their sums are arrays of their own with names of their own.
 
 - **Which step matters depends on the layer**: sizes are enough for a single channel, and for many channels hurt until
   the sums stay in registers. There the register tile and the layout decide, and then Winograd.
 
-- **What did not work**: sums of several filters in one array on the stack are not split into registers, so filters
-  share loads only with explicit vectors. Testing each pixel for the padding inside the row keeps it off registers.
-  Without sizes the row's sums stay in memory, and the gradients become slower than one output at a time.
+- **What did not work**: sums of several filters in one array on the stack are not split into registers; four arrays
+  are. Rows that are no whole number of vectors were left scalar: now the last vectors overlap those before. Testing
+  each pixel for the padding inside the row keeps it off registers. Without sizes the row's sums stay in memory, and the
+  gradients become slower than one output at a time.
+
+- **The equation's own order is not always the loop's**: the gradient of pooling asked each pixel for its windows. Each
+  window giving to its pixel is many times as fast, interpreted too.
 
 - **Dropped by measurement**: packed weights, wider tiles, and columns written out (im2col).
 """
@@ -153,12 +167,13 @@ PICTURES = {  # (rows, columns) of the pixels read and of the outputs written at
     "4_taps": ((2, 3), (0, 8), (1, 2), (0, 6), 1, 1),
     "5_sizes": ((1, 4), (0, 8), (1, 2), (0, 6), 1, 1),
     "6_registers": ((1, 4), (0, 8), (1, 2), (0, 6), 3, 1),
-    "7_tile": ((2, 3), (1, 7), (1, 2), (0, 6), 1, 4),
-    "8_shifts": ((0, 8), (1, 7), (0, 6), (0, 6), 3, 4),
-    "9_blocked": ((1, 4), (2, 5), (1, 2), (1, 5), 4, 4),
-    "10_pooling": ((0, 4), (0, 8), (0, 2), (0, 6), 1, 4),
-    "11_winograd": ((1, 5), (1, 5), (1, 3), (1, 3), 4, 4),
-    "12_plan": ((0, 8), (0, 8), (0, 6), (0, 6), 1, 4),
+    "7_filters": ((1, 4), (0, 8), (1, 2), (0, 6), 3, 4),
+    "8_tile": ((2, 3), (1, 7), (1, 2), (0, 6), 1, 4),
+    "9_shifts": ((0, 8), (1, 7), (0, 6), (0, 6), 3, 4),
+    "10_blocked": ((1, 4), (2, 5), (1, 2), (1, 5), 4, 4),
+    "11_pooling": ((0, 4), (0, 8), (0, 2), (0, 6), 1, 4),
+    "12_winograd": ((1, 5), (1, 5), (1, 3), (1, 3), 4, 4),
+    "13_plan": ((0, 8), (0, 8), (0, 6), (0, 6), 1, 4),
 }
 CELL, GAP = 14, 5
 
@@ -192,8 +207,8 @@ def _planes(x, side, count, rows, columns, color):
 
 
 def excerpt(stem, first, last):
-    """The lines of a rung from the first that begins with `first` to the next that begins with `last`."""
-    lines = (RUNGS / f"{stem}.py").read_text().splitlines()
+    """The lines of a step from the first that begins with `first` to the next that begins with `last`."""
+    lines = CODE.get(stem, RUNGS / f"{stem}.py").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
     stop = next(
         i for i in range(start, len(lines)) if lines[i].strip().startswith(last) and (i > start or first == last)
@@ -292,12 +307,12 @@ def compiled(stem, module, layer, arrays):
     """The function whose machine code is a rung's for a layer; None if it is the package's or another layer's."""
     if stem in ("2_compiled", "3_rows", "4_taps"):
         return module.conv2d if layer == module.LAYERS[0] else None
-    if stem == "7_tile":
+    if stem == "8_tile":
         return module.tiles
     x, weight, _, out = arrays
-    if stem == "5_sizes":
+    if stem in ("5_sizes", "6_registers"):
         return module.told(*out.shape[:2], weight.shape[1], *out.shape[2:], weight.shape[3])
-    if stem == "6_registers":
+    if stem == "7_filters":
         from jitconv.variants import static
         from jitconv.variants.workers import ALONE
 

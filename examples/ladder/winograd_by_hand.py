@@ -1,4 +1,4 @@
-"""The rung 11_winograd by hand: where a core is at its peak, do less. F(2×2, 3×3) has 16 products for 4 outputs.
+"""The rung 12_winograd by hand: where a core is at its peak, do less. F(2×2, 3×3) has 16 products for 4 outputs.
 
 z = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A for each tile of 2 × 2 outputs and the 4 × 4 pixels d under it, see docs/equations.md.
 """

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from numba import prange
 
 from jitconv.variants.compiling import registers
-from jitconv.variants.scalar import conv2d_at, linear_at, zero
+from jitconv.variants.scalar import linear_at, zero
 
+FILTERS = 4  # that share the pixels they load
 ROW = 32  # outputs of a convolution added up together: 4 registers of 8 numbers
 GRAD_LINE = 64  # numbers of a line of ∂z
 CHANNELS = 8  # filters whose share of ∂x is added up on its own
@@ -40,6 +41,12 @@ def fill(y, width, value):
     """y[k] = value for k < width"""
     for k in range(width):
         y[k] = value
+
+
+def copy(x, y, width):
+    """y[k] = x[k] for k < width"""
+    for k in range(width):
+        y[k] = x[k]
 
 
 def add(x, y, width):
@@ -69,37 +76,67 @@ def total_of(sums, width):
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, out):
-    N, C_out, H_out, W_out = out.shape
-    left, right = inside(W_out, x.shape[3], weight.shape[3], stride[1], padding[1], dilation[1])
-    width, groups = min(ROW, right - left), x.shape[1] // weight.shape[1]
-    for plane in prange(N * C_out):
-        n, c_out = plane // C_out, plane % C_out
-        for row in range(H_out):
-            for start in range(left, right, ROW):
-                first = min(start, right - width)  # the last ones overlap those before
-                z = out[n, c_out, row, first:]
-                fill(z, width, bias[c_out])
-                c_first = c_out // (C_out // groups) * weight.shape[1]
-                add_filter(x[n], c_first, weight[c_out], Conv(stride, padding, dilation), row, first, z, width)
-            for col in range(left):
-                out[n, c_out, row, col] = conv2d_at(x, weight, bias, stride, padding, dilation, n, c_out, row, col)
-            for col in range(right, W_out):
-                out[n, c_out, row, col] = conv2d_at(x, weight, bias, stride, padding, dilation, n, c_out, row, col)
+    N, C_out, C_group = out.shape[0], out.shape[1], weight.shape[1]
+    groups = x.shape[1] // C_group
+    filters = C_out // groups  # of a group
+    blocks = (filters + FILTERS - 1) // FILTERS
+    for item in prange(N * groups * blocks):
+        n, group, f = item // (groups * blocks), item // blocks % groups, item % blocks * FILTERS
+        c_in, c_out = group * C_group, group * filters + f
+        image, conv = x[n, c_in : c_in + C_group], Conv(stride, padding, dilation)
+        if filters % FILTERS == 0 or f + FILTERS <= filters:
+            convolve(image, weight[c_out:], bias[c_out:], conv, out[n, c_out:], FILTERS)
+        else:
+            for last in range(c_out, (group + 1) * filters):
+                convolve(image, weight[last:], bias[last:], conv, out[n, last:], 1)
 
 
-def add_filter(x, c_first, weight, conv, row, first, z, width):
-    """z[k] = z[k] + Σ_c Σ_i Σ_j x[c_first + c, row·s + i·d − p, (first + k)·s + j·d − p] · w[c, i, j] for k < width"""
-    C, K_h, K_w = weight.shape
-    sums = registers(x, ROW)
-    for c in range(C):
-        fill(sums, width, 0)
+def convolve(x, weight, bias, conv, z, filters):
+    """The outputs of an image and of the first `filters` filters: rows of them where no tap meets the padding"""
+    W_out, K_w = z.shape[2], weight.shape[3]
+    left, right = inside(W_out, x.shape[2], K_w, conv.stride[1], conv.padding[1], conv.dilation[1])
+    long = min(ROW, (right - left) // 8 * 8) if right - left >= 8 else max(1, right - left)
+    last = left + (right - left) // long * long
+    short = (right - last + 7) // 8 * 8  # overlaps the one before
+    for row in range(z.shape[1]):
+        for first in range(left, last, long):
+            convolve_row(x, weight, bias, conv, row, first, z, filters, long)
+        if last < right:
+            convolve_row(x, weight, bias, conv, row, right - short, z, filters, short)
+        for edge in range(left + W_out - right):
+            convolve_row(x, weight, bias, conv, row, edge if edge < left else edge - left + right, z, filters, 1)
+
+
+def convolve_row(x, weight, bias, conv, row, first, z, filters, width):
+    """z[f, row, first + k] = b[f] + Σ_c Σ_i Σ_j x[c, row·s + i·d − p, (first + k)·s + j·d − p] · w[f, c, i, j]
+
+    For k < width, and four filters f, which share each pixel that is loaded, or one.
+    """
+    (_, C, K_h, K_w), (step, W) = weight.shape, (conv.stride[1], x.shape[2])
+    a, b, c, d = registers(x, ROW), registers(x, ROW), registers(x, ROW), registers(x, ROW)
+    for f in range(filters):
+        fill(z[f, row, first:], width, bias[f])
+    for channel in range(C):
+        fill(a, width, 0)
+        fill(b, width, 0)
+        fill(c, width, 0)
+        fill(d, width, 0)
         for i in range(K_h):
             m = row * conv.stride[0] - conv.padding[0] + i * conv.dilation[0]
             if 0 <= m < x.shape[1]:
                 for j in range(K_w):
-                    l = first * conv.stride[1] - conv.padding[1] + j * conv.dilation[1]
-                    axpy(weight[c, i, j], x[c_first + c, m, l:], conv.stride[1], sums, width)
-        add(sums, z, width)
+                    l = first * step - conv.padding[1] + j * conv.dilation[1]
+                    if width > 1 or 0 <= l < W:  # rows of several never meet the padding
+                        axpy(weight[0, channel, i, j], x[channel, m, l:], step, a, width)
+                        if filters > 1:
+                            axpy(weight[1, channel, i, j], x[channel, m, l:], step, b, width)
+                            axpy(weight[2, channel, i, j], x[channel, m, l:], step, c, width)
+                            axpy(weight[3, channel, i, j], x[channel, m, l:], step, d, width)
+        add(a, z[0, row, first:], width)
+        if filters > 1:
+            add(b, z[1, row, first:], width)
+            add(c, z[2, row, first:], width)
+            add(d, z[3, row, first:], width)
 
 
 def conv2d_grad_input(grad, weight, stride, padding, dilation, out):
@@ -232,3 +269,49 @@ def remainder(x, w, start, stop):
     for i in range(start, stop):
         total = total + x[i] * w[i]
     return total
+
+
+def linear_grad_input(grad, weight, out):
+    """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
+    matmul(grad, weight, out)
+
+
+def linear_grad_weight(grad, x, out):
+    """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
+    matmul(grad.T, x, out)
+
+
+def matmul(a, b, out):
+    """out[m, n] = Σ_k a[m, k] · b[k, n]"""
+    N = out.shape[1]
+    for block in prange((N + ROW - 1) // ROW):
+        if block < N // ROW:
+            matmul_columns(a, b, block * ROW, out, ROW)
+        else:
+            matmul_columns(a, b, block * ROW, out, N % ROW)
+
+
+def matmul_columns(a, b, first, out, width):
+    """The columns first + n of out, n < width: four rows share each number of b that is loaded."""
+    M = out.shape[0]
+    for m in range(0, M // 4 * 4, 4):
+        p, q, r, s = registers(out, ROW), registers(out, ROW), registers(out, ROW), registers(out, ROW)
+        fill(p, width, 0)
+        fill(q, width, 0)
+        fill(r, width, 0)
+        fill(s, width, 0)
+        for k in range(b.shape[0]):
+            axpy(a[m, k], b[k, first:], 1, p, width)
+            axpy(a[m + 1, k], b[k, first:], 1, q, width)
+            axpy(a[m + 2, k], b[k, first:], 1, r, width)
+            axpy(a[m + 3, k], b[k, first:], 1, s, width)
+        copy(p, out[m, first:], width)
+        copy(q, out[m + 1, first:], width)
+        copy(r, out[m + 2, first:], width)
+        copy(s, out[m + 3, first:], width)
+    for m in range(M // 4 * 4, M):
+        p = registers(out, ROW)
+        fill(p, width, 0)
+        for k in range(b.shape[0]):
+            axpy(a[m, k], b[k, first:], 1, p, width)
+        copy(p, out[m, first:], width)

@@ -219,14 +219,19 @@ def max_pool2d_grad_input_at(grad, indices, kernel_size, stride, padding, dilati
 
 
 def max_pool2d_grad_input(grad, indices, kernel_size, stride, padding, dilation, out):
+    """Each window gives its ∂z to the pixel that was its maximum, in the order in which torch adds them."""
     N, C, H, W = out.shape
     for plane in prange(N * C):
         n, c = plane // C, plane % C
         for m in range(H):
             for l in range(W):
-                out[n, c, m, l] = max_pool2d_grad_input_at(
-                    grad, indices, kernel_size, stride, padding, dilation, W, n, c, m, l
-                )
+                out[n, c, m, l] = 0
+        for row in range(grad.shape[2]):
+            for col in range(grad.shape[3]):
+                index = indices[n, c, row, col]
+                if 0 <= index < H * W:
+                    m, l = index // W, index % W
+                    out[n, c, m, l] = out[n, c, m, l] + grad[n, c, row, col]
 
 
 # ---------------------------------------------------------------------------------------------------------

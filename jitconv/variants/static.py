@@ -30,8 +30,8 @@ SOURCES = {
     "conv2d_grad_weight": (rows, True),
     "conv2d_grad_bias": (scalar, True),
     "linear": (rows, True),
-    "linear_grad_input": (scalar, False),
-    "linear_grad_weight": (scalar, False),
+    "linear_grad_input": (rows, True),
+    "linear_grad_weight": (rows, True),
     "max_pool2d": (scalar, False),
     "max_pool2d_grad_input": (scalar, False),
 }
@@ -57,7 +57,7 @@ def _flags(name: str) -> frozenset[str]:
 
 
 Array = tuple[tuple[int, ...], np.dtype]  # what a geometry says of an array: shape and dtype
-_BODIES = ("conv2d_at", "linear_at", "zero")  # of scalar.py, that rows.py calls
+_BODIES = ("linear_at", "zero")  # of scalar.py, that rows.py calls
 _loops: dict[tuple[str, bool], SimpleNamespace] = {}
 
 
