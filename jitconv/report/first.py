@@ -47,21 +47,27 @@ def _climb(results: Results) -> Markup:
         return Markup("")
     times = {name: f"{seconds(row.seconds)}{'‡' * bool(row.flags)}" for name, row in found.items()}
     arrays = f", {times['interpreted-numpy']} on arrays" if "interpreted-numpy" in times else ""
+    told = (
+        f"; compiled with every size as a constant, and a row at a time, <b>{times['jit-static']}</b>"
+        f"{_beside_torch(results, found, 'jit-static')}"
+        if "jit-static" in times
+        else ""
+    )
     plan = f" and, planned as one call, <b>{times[PLAN]}</b>" if PLAN in times else ""
     return Markup(
         f"One image through the network takes {times['interpreted']} in plain loops as Python interprets "
         f"them on tensors{arrays}, and <b>{times['jit']}</b> in the same loops compiled"
-        f"{_beside_torch(results, found)}; rewritten for vector registers, which are no plain loops any more, "
-        f"<b>{times[OURS]}</b>{plan}."
+        f"{_beside_torch(results, found, 'jit')}{told}; rewritten for vector registers, which are no plain loops any "
+        f"more, <b>{times[OURS]}</b>{plan}."
     )
 
 
-def _beside_torch(results: Results, found: dict[str, Row]) -> str:
-    """How the time of the loops compiled compares with torch's, in words."""
+def _beside_torch(results: Results, found: dict[str, Row], variant: str) -> str:
+    """How a variant's time compares with torch's, in words."""
     if BASELINE not in found:
         return ""
-    slower = found["jit"].seconds > found[BASELINE].seconds
-    rows = (found["jit"], found[BASELINE]) if slower else (found[BASELINE], found["jit"])
+    slower = found[variant].seconds > found[BASELINE].seconds
+    rows = (found[variant], found[BASELINE]) if slower else (found[BASELINE], found[variant])
     factor, interval = between(results.ratio(*rows))
     return f", {factor}{f' ({interval})' * bool(interval)} times {'as long as' if slower else 'as fast as'} torch"
 
