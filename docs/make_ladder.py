@@ -69,9 +69,10 @@ STEPS = {
     ),
     "8_tile": (
         "A register tile on explicit vectors",
-        "The compiler chooses its vectors by the row: one that the longest vectors do not divide gets shorter ones. "
-        "With vectors written out, the pixels of all rows fill tiles of filters by pixels.",
-        "The widest vectors that the core has, whatever the row is.",
+        "The compiler finds this tile only when it is told all sizes, compiles for each anew, and chooses its vectors "
+        "by the row. Written out, one tile of filters by pixels serves all sizes, on the longest vectors there are.",
+        "The same mix of instructions on longer vectors. What is gained goes into columns that are computed and thrown "
+        "away, and into a copy of the sums: the next steps are about those.",
         ("tile = zeros", "store("),
     ),
     "9_shifts": (

@@ -1,6 +1,6 @@
-"""In the way: a load or more for each multiply-add. Here a tile of 4 filters × 3 vectors of pixels stays in registers.
+"""In the way: a tile that the compiler finds for one size only. Here 4 filters × 3 vectors of pixels serve every size.
 
-A load of pixels serves four filters, a weight serves three vectors: explicit vectors, because LLVM does not find this.
+The vectors are explicit: as long as the core has them, whatever the length of a row.
 An image is read as one long line; the few columns in which its lines meet are computed and thrown away.
 """
 
