@@ -113,7 +113,7 @@ def openmp_of_torch() -> dict[str, int] | None:
 
     Another copy of that runtime may be loaded too, with threads of its own, so this asks for what torch is linked to.
     """
-    names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+    names = "GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"
     try:
         linked = ctypes.CDLL(torch._C.__file__)  # already loaded; finds what the libraries that it needs have
         addresses = {name: ctypes.cast(getattr(linked, name), ctypes.c_void_p).value or 0 for name in names}

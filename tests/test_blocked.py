@@ -11,6 +11,7 @@ from jitconv import functional as F
 from jitconv.variants.simd import lanes_of
 from jitconv.variants.tiled import blocked
 from jitconv.variants.tiled.blocked import Epilogue
+from jitconv.variants.workers import ALONE
 
 ACTIVATIONS: dict[Any, Any] = {
     None: lambda z: z,
@@ -119,3 +120,21 @@ def test_long_sums_of_positive_numbers_stay_within_the_bound() -> None:
     leaf = x.requires_grad_()
     (found,) = torch.autograd.grad(F.conv2d(leaf, w, padding=1), leaf, grad)
     assert ((found.double() - exact).abs() <= 4 * torch.finfo(torch.float32).eps * exact).all()
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8, 50])
+def test_uneven_passes_are_shared_out_evenly_and_whole(workers: int) -> None:
+    (C, O), rng = (160, 480), np.random.default_rng(0)
+    once = (1, 1), (0, 0), (1, 1), 1
+    kernel = blocked.bind((1, C, 7, 7), (O, C, 1, 1), np.float32, *once, "blocked", "blocked", Epilogue())
+    (part,) = kernel.parts
+    assert part.launch.filters % part.launch.together, "the last pass has fewer filter tiles"
+    x = rng.standard_normal(C * 49, np.float32)
+    packed = kernel.pack(rng.standard_normal((O, C, 1, 1), np.float32))
+    results = []
+    for some in (1, workers):
+        out = np.full(O * 49, np.nan, np.float32)
+        ((driver, args),) = kernel.calls(x, packed, np.zeros(O, np.float32), None, out)
+        driver.run(ALONE, some, *args)
+        results.append(out)
+    np.testing.assert_array_equal(*results)

@@ -1,15 +1,18 @@
 """Recorded calls: they compute what the call does, from wherever their arrays are then, and fail as it does."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from jitconv.variants import get, recording
 from jitconv.variants.compiling import inner
-from jitconv.variants.recording import ALL, RUN, record, table
+from jitconv.variants.recording import RUN, record, table
+from jitconv.variants.threads import pool
 from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.windows import ADD
-from jitconv.variants.workers import each_worker
+from jitconv.variants.workers import each_worker, portion
 
 
 @inner
@@ -21,7 +24,26 @@ def _ask(start, workers, size):
     each_worker(start, workers, _ask_for, (size,))
 
 
-ASK = Tiled(_ask, None, recordable=True)
+@inner
+def _mean_and_one(worker, workers, x, out):
+    for i in portion(worker, workers, out.size):
+        out[i] = x.mean() + 1
+
+
+def _next(start, workers, x, out):
+    each_worker(start, workers, _mean_and_one, (x, out))
+
+
+@inner
+def _mark(worker, workers, out):
+    out[worker] += workers
+
+
+def _mark_all(start, workers, out):
+    each_worker(start, workers, _mark, (out,))
+
+
+ASK, NEXT = Tiled(_ask, None, recordable=True), Tiled(_next, None, recordable=True, parts=4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -32,18 +54,49 @@ def test_a_recorded_call_runs_where_its_arrays_then_are(threads):
     first = record(ADD, (x, y, 0.0, 1.0, out))
     second = record(ADD, (out, other, -9.0, 9.0, elsewhere))
     assert not out.any()  # nothing has run
-    RUN(table([(first, ALL), (second, 1)]))
+    RUN(table([(first, False), (second, True)]))
     np.testing.assert_array_equal(out, np.clip(x + y, 0, 1))
     np.testing.assert_array_equal(elsewhere, out + other)
     first.arguments[first.arguments == y.ctypes.data] = other.ctypes.data
-    RUN(table([(first, ALL)]))
+    RUN(table([(first, False)]))
     np.testing.assert_array_equal(out, np.clip(x + other, 0, 1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_each_recorded_call_begins_when_the_one_before_has_ended(threads):
+    torch.set_num_threads(threads)
+    arrays = [np.zeros(1000) for _ in range(60)]
+    recordings = [record(NEXT, pair) for pair in itertools.pairwise(arrays)]
+    lines = table([(each, i % 7 == 3) for i, each in enumerate(recordings)])
+    for _ in range(20):
+        for array in arrays[1:]:
+            array[:] = np.nan
+        RUN(lines)
+        np.testing.assert_array_equal(arrays[-1], len(recordings))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_each_part_is_done_by_one_worker(parts):
+    torch.set_num_threads(2)
+    out = np.zeros(8, np.int64)
+    marked = record(Tiled(_mark_all, None, recordable=True, parts=parts), (out,))
+    RUN(table([(marked, False), (marked, True)]))
+    assert out.tolist() == [2 * parts + 1] + [2 * parts] * (2 * parts - 1) + [0] * (8 - 2 * parts)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_recorded_call_runs_without_teams(threads, monkeypatch):
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(recording, "pool", lambda: pool()._replace(team=(0, 0)))
+    x, out = np.ones(10_001, np.float32), np.zeros(10_001, np.float32)
+    RUN(table([(record(ADD, (x, x, -9.0, 9.0, out)), False)]))
+    assert (out == 2).all()
 
 
 def test_a_recorded_call_without_memory_is_an_error_each_time():
     size = np.array([8])
     recording = record(ASK, (size,))
-    lines = table([(recording, ALL)])
+    lines = table([(recording, False)])
     RUN(lines)
     size[0] = 2**58
     for _ in range(2):

@@ -61,7 +61,7 @@ def max_pool2d(low: Any, node: Node) -> list[KernelCall]:
     kernel, stride, padding, dilation, size = shapes.pooling(shape(x), *pooling)
     each = zip(shape(x)[2:], size, kernel, stride, padding, dilation, strict=True)
     rows, columns = (windows.windows(*axis) for axis in each)
-    args = [flat(low.block(x)), shape(x)[3], rows, columns, dilation, flat(low.out_block(node))]
+    args = [flat(low.block(x)), shape(x)[0], shape(x)[3], rows, columns, dilation, flat(low.out_block(node))]
     return [KernelCall("max_pool2d, blocked", windows.MAX_POOL2D, args)]
 
 
@@ -86,7 +86,7 @@ def adaptive_avg_pool2d(low: Any, node: Node) -> list[KernelCall]:
 
 def _averages(low: Any, node: Node, x: Node, axes: list[Any], divisors: Any) -> list[KernelCall]:
     source, out = flat(low.block(x)), flat(low.out_block(node))
-    args = [source, shape(x)[3], *axes, divisors.reshape(-1).astype(source.dtype), out]
+    args = [source, shape(x)[0], shape(x)[3], *axes, divisors.reshape(-1).astype(source.dtype), out]
     return [KernelCall("avg_pool2d, blocked", windows.AVG_POOL2D, args)]
 
 

@@ -20,7 +20,7 @@ from jitconv.plan.buffers import ALIGNMENT, Array
 from jitconv.plan.capture import Source
 from jitconv.plan.lower import Lowering, Step
 from jitconv.plan.nodes import Node
-from jitconv.variants.recording import ALL, RUN, Recording, record, table
+from jitconv.variants.recording import RUN, Recording, record, table
 from jitconv.variants.threads import count
 
 
@@ -239,12 +239,12 @@ class Frame:
         for collected in (self.patches, self.addresses, self.calls, self.alone, self.recorded):
             collected.clear()
         stand_ins, last = self._stand_ins(), self._last_reads()
-        recorded: list[tuple[Recording, int]] = []
+        recorded: list[tuple[Recording, bool]] = []
         dropped: list[Node] = []
         for i, step in enumerate(self.program.steps):
             own = self._recorded(step, stand_ins)
             if recorded and (not own or self.separate):
-                self._add(RUN, [table(recorded)])
+                self._run(recorded)
                 recorded = []
             recorded += own
             if step.is_torch:
@@ -256,7 +256,7 @@ class Frame:
                 self._add(self._drop, dropped)
                 dropped = []
         if recorded:
-            self._add(RUN, [table(recorded)])
+            self._run(recorded)
         if dropped:
             self._add(self._drop, dropped)
         for key, tensor in weights.contiguous.items():
@@ -268,8 +268,8 @@ class Frame:
         elsewhere = {a.buffer.key: a.buffer for a in arrays if a.buffer.kind not in ("arena", "weight")}
         return {key: np.empty(buffer.nbytes + ALIGNMENT, np.uint8) for key, buffer in elsewhere.items()}
 
-    def _recorded(self, step: Step, stand_ins: dict[Any, Any]) -> list[tuple[Recording, int]]:
-        """A step's recordings, with the most workers that each is to have; none if it cannot be recorded."""
+    def _recorded(self, step: Step, stand_ins: dict[Any, Any]) -> list[tuple[Recording, bool]]:
+        """A step's recordings, with whether each is small; none if it cannot be recorded."""
         if not step.recordable:
             return []
         args = [self._at(arg, stand_ins) if isinstance(arg, Array) else arg for arg in step.args]
@@ -285,7 +285,7 @@ class Frame:
                     entry = recording.numbers, place, int(distance[place])
                     self.addresses.setdefault(key, []).append(entry)
         self.recorded += recordings
-        return [(recording, 1 if step.small else ALL) for recording in recordings]
+        return [(recording, step.small) for recording in recordings]
 
     def _arguments(self, step: Step) -> list[Any]:
         args: list[Any] = []
@@ -308,6 +308,9 @@ class Frame:
 
     def _in_arena(self, array: Array) -> Any:
         return np.ndarray(array.shape, array.dtype, self.memory, self.start + array.buffer.offset + array.offset)
+
+    def _run(self, recorded: list[tuple[Recording, bool]]) -> None:
+        self._add(RUN, [table(recorded)], small=all(small for _, small in recorded))
 
     def _add(self, function: Any, args: list[Any], small: bool = False) -> None:
         alone = getattr(function, "alone", function)

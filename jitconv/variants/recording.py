@@ -12,24 +12,37 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from jitconv.variants.compiling import njit
-from jitconv.variants.threads import Kernel
+from jitconv.variants.compiling import inner, njit
+from jitconv.variants.simd import CACHE_LINE
+from jitconv.variants.threads import Kernel, pool
 from jitconv.variants.tiled.kernel import Tiled
-from jitconv.variants.workers import ALONE, HEADER, NO_MEMORY, RECORD, call_work, start_work
+from jitconv.variants.workers import (
+    ALONE,
+    HEADER,
+    NO_MEMORY,
+    RECORD,
+    call_work,
+    each_worker,
+    start_work,
+    take_next,
+    wait_for_team,
+)
 
 MAX_BYTES = 1 << 12  # bytes of arguments
-ALL = 1 << 30  # workers: as many as there are
+LINE = 3  # numbers of a recording in a table
+APART = CACHE_LINE // 8  # numbers, between counters that different workers change
 
 
 class Recording(NamedTuple):
     """A call: the address of its workers' code, and their arguments as 8-byte numbers.
 
-    numbers: the arguments, to be changed (at a tenth of the time). keeps: what must stay alive.
+    numbers: the arguments, to be changed (at a tenth of the time). parts: see Tiled. keeps: what must stay alive.
     """
 
     code: int
     arguments: np.ndarray
     numbers: Any
+    parts: int
     keeps: Any
 
 
@@ -43,12 +56,12 @@ def record(kernel: Tiled, args: tuple[Any, ...]) -> Recording | None:
     if not 0 < size <= MAX_BYTES:
         raise RuntimeError(f"the arguments of a recorded call must be at most {MAX_BYTES} bytes, got {size}")
     arguments: Any = room[HEADER : HEADER + -(-size // 8)]
-    return Recording(code, arguments, memoryview(arguments), args)
+    return Recording(code, arguments, memoryview(arguments), kernel.parts, args)
 
 
-def table(recordings: list[tuple[Recording, int]]) -> np.ndarray:
-    """What RUN takes: of recordings, which must be kept, each with the number of workers that it may have at most."""
-    lines = [(each.code, each.arguments.ctypes.data, max_workers) for each, max_workers in recordings]
+def table(recordings: list[tuple[Recording, bool]]) -> np.ndarray:
+    """What RUN takes: of recordings, which must be kept, each with whether it is too small for more than one worker."""
+    lines = [(each.code, each.arguments.ctypes.data, 0 if small else each.parts) for each, small in recordings]
     return np.array(lines, np.int64).reshape(-1)
 
 
@@ -65,16 +78,49 @@ def _failed(typing, arguments):
     return types.intp(types.intp), code
 
 
-def run(start, workers, lines):
-    """Run recordings, one after the other."""
-    for i in range(0, len(lines), 3):
-        code, arguments, count = lines[i], lines[i + 1], min(workers, lines[i + 2])
-        if start == ALONE:
+def run(start, workers, team, lines):
+    """Run recordings, one after the other; team: see team_on_torch."""
+    steps, failed = len(lines) // LINE, 0
+    if start == ALONE or team[0] == 0:
+        for i in range(steps):
+            code, arguments, parts = lines[LINE * i], lines[LINE * i + 1], lines[LINE * i + 2]
+            if start == ALONE:
+                call_work(code, 0, 1, arguments)
+            else:
+                start_work(start, code, workers if parts > 0 else 1, arguments)
+    else:
+        taken = np.zeros(steps * workers * APART, np.int64)
+        each_worker(team[0], workers, _run_together, (team[1], lines, taken))
+    for i in range(steps):
+        failed += _failed(lines[LINE * i + 1])
+    if failed != 0:
+        raise MemoryError(NO_MEMORY)
+
+
+@inner
+def _run_together(worker, workers, barrier, lines, taken):
+    """A worker's share of each recording, part by part, and then the parts that another has not come to.
+
+    Who waits at a barrier may wait long for a worker whose core something else uses, so the shares must not be fixed.
+    """
+    for i in range(len(lines) // LINE):
+        code, arguments, parts = lines[LINE * i], lines[LINE * i + 1], lines[LINE * i + 2]
+        if parts == 0 and worker == 0:
             call_work(code, 0, 1, arguments)
-        else:
-            start_work(start, code, count, arguments)
-        if _failed(arguments) != 0:
-            raise MemoryError(NO_MEMORY)
+        for distance in range(workers if parts > 0 else 0):
+            share = (worker + distance) % workers
+            part = take_next(taken, (i * workers + share) * APART)
+            while part < parts:
+                call_work(code, share * parts + part, workers * parts, arguments)
+                part = take_next(taken, (i * workers + share) * APART)
+        wait_for_team(barrier)
 
 
-RUN = Kernel(njit(run))
+class Run(Kernel):
+    """Runs recordings: RUN(table(...))."""
+
+    def run(self, start: int, workers: int, *args: Any) -> None:
+        self.function(start, workers, (0, 0) if start == ALONE else pool().team, *args)
+
+
+RUN = Run(njit(run))

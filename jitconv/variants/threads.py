@@ -14,18 +14,20 @@ import numba
 import torch
 
 from jitconv import compat
-from jitconv.variants.workers import ALONE, start_on_numba, start_on_torch
+from jitconv.variants.workers import ALONE, start_on_numba, start_on_torch, team_on_torch
 
 
 class Pool(NamedTuple):
     """Threads that run workers: their name, the address of what starts workers on them, and a lock where they need it.
 
     Numba's layer `workqueue` ends the process when two threads use it at once; the others, and torch's, do not.
+    team: see team_on_torch.
     """
 
     name: str
     start: int
     guard: Any
+    team: tuple[int, int] = (0, 0)
 
 
 _pool: Pool | None = None
@@ -55,7 +57,8 @@ def pool() -> Pool:
         with _making:
             if _pool is None:
                 start = start_on_torch()
-                _pool = _numba_pool() if start is None else Pool("torch's OpenMP", start, nullcontext())
+                own = start is not None and Pool("torch's OpenMP", start, nullcontext(), team_on_torch())
+                _pool = own or _numba_pool()
     return _pool
 
 
@@ -88,9 +91,9 @@ class Kernel:
         if workers == 1:
             self.run(ALONE, 1, *args)
         else:
-            _, start, guard = pool()
-            with guard:
-                self.run(start, workers, *args)
+            threads = pool()
+            with threads.guard:
+                self.run(threads.start, workers, *args)
 
 
 def layer() -> str:

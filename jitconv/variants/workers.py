@@ -75,10 +75,16 @@ def start_on_numba() -> int:
 
 
 @intrinsic
-def _openmp_parallel(typing, work, workers, arguments):
-    """#pragma omp parallel num_threads(workers), as GNU's compiler translates it."""
+def _openmp_parallel(typing, work, workers, arguments, team):
+    """#pragma omp parallel num_threads(workers), as GNU's compiler translates it.
+
+    team (literally): whether each thread is one worker, of as many as there are threads.
+    """
+    if not isinstance(team, types.BooleanLiteral):
+        return None
 
     def code(context, builder, signature, args):
+        args = args[:3]
         module, job = builder.module, cgutils.alloca_once_value(builder, cgutils.pack_array(builder, args))
         # What each thread runs. It may find fewer threads than were asked for, and then takes several workers' work.
         thread = ir.Function(module, ir.FunctionType(ir.VoidType(), [_POINTER]), module.get_unique_name("thread"))
@@ -91,9 +97,12 @@ def _openmp_parallel(typing, work, workers, arguments):
             return inside.sext(inside.call(function, []), _NUMBER)
 
         first, step = number("omp_get_thread_num"), number("omp_get_num_threads")
-        with cgutils.for_range_slice(inside, first, workers, step, inc=True) as (worker, _):
-            function = inside.inttoptr(work, _WORK.as_pointer())
-            inside.call(function, [worker, workers, inside.inttoptr(arguments, _POINTER)])
+        function, given = inside.inttoptr(work, _WORK.as_pointer()), inside.inttoptr(arguments, _POINTER)
+        if team.literal_value:
+            inside.call(function, [first, step, given])
+        else:
+            with cgutils.for_range_slice(inside, first, workers, step, inc=True) as (worker, _):
+                inside.call(function, [worker, workers, given])
         inside.ret_void()
 
         kinds = [thread.type, _POINTER, _INT, _INT]
@@ -102,22 +111,62 @@ def _openmp_parallel(typing, work, workers, arguments):
         builder.call(start, [thread, builder.bitcast(job, _POINTER), count, ir.Constant(_INT, 0)])
         return context.get_dummy_value()
 
-    return types.void(*(types.intp,) * 3), code
+    return types.void(*(types.intp,) * 3, team), code
 
 
 def _start_openmp(work, workers, arguments):
-    _openmp_parallel(work, workers, arguments)
+    _openmp_parallel(work, workers, arguments, False)
+
+
+def _start_openmp_team(work, workers, arguments):
+    _openmp_parallel(work, workers, arguments, True)
+
+
+@functools.cache
+def _openmp() -> dict[str, int] | None:
+    functions = compat.openmp_of_torch()
+    for name, address in (functions or {}).items():
+        binding.add_symbol(f"jitconv_{name}", address)
+    return functions
 
 
 @functools.cache
 def start_on_torch() -> int | None:
     """Return the address of what starts workers on torch's threads; None where those are not OpenMP's."""
-    functions = compat.openmp_of_torch()
-    if functions is None:
-        return None
-    for name, address in functions.items():
-        binding.add_symbol(f"jitconv_{name}", address)
-    return _address(_start_openmp)
+    return None if _openmp() is None else _address(_start_openmp)
+
+
+@functools.cache
+def team_on_torch() -> tuple[int, int]:
+    """Return the addresses of what starts a team of workers on torch's threads, and of the barrier that they share.
+
+    Each worker of a team has a thread of its own; there may be fewer than were asked for. (0, 0): there are no teams.
+    """
+    functions = _openmp()
+    return (0, 0) if functions is None else (_address(_start_openmp_team), functions["GOMP_barrier"])
+
+
+@intrinsic
+def wait_for_team(typing, barrier):
+    """Wait until all workers of the team are here."""
+
+    def code(context, builder, signature, args):
+        builder.call(builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), code
+
+
+@intrinsic
+def take_next(typing, array, i):
+    """array[i]++, of which no two workers get the same number."""
+
+    def code(context, builder, signature, args):
+        values = context.make_array(array)(context, builder, args[0])
+        place = builder.gep(values.data, [args[1]])
+        return builder.atomic_rmw("add", place, ir.Constant(_NUMBER, 1), "monotonic")
+
+    return types.intp(array, types.intp), code
 
 
 # What workers do -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from jitconv.variants.tiled import layout
 from jitconv.variants.tiled.activations import hardsigmoid, hardswish, sigmoid, silu
 from jitconv.variants.tiled.direct import Arrays, Launch, Tables, convolve
 from jitconv.variants.tiled.geometry import Axis, Layout, forward, phases, tables
-from jitconv.variants.tiled.kernel import Tiled
+from jitconv.variants.tiled.kernel import PARTS, Tiled
 from jitconv.variants.tiled.layout import FROM_BLOCKED, PACK, TO_BLOCKED, Weights, blocks_of, size_of
 from jitconv.variants.tiled.microkernel import TileShape
 
@@ -102,9 +102,10 @@ class Packing:
         return sum(size_of(weights, taps) for weights, taps in self.parts)
 
 
-CONVOLVE = Tiled(convolve, None, recordable=True)
+CONVOLVE = Tiled(convolve, None, recordable=True, parts=PARTS)
 SMOOTH = {
-    function.__name__: Tiled(function, None, recordable=True) for function in (hardswish, silu, sigmoid, hardsigmoid)
+    function.__name__: Tiled(function, None, recordable=True, parts=PARTS)
+    for function in (hardswish, silu, sigmoid, hardsigmoid)
 }
 
 

@@ -109,11 +109,13 @@ def _convolve(worker, workers, shape, arrays, tables, launch):
     blocks, filters, lines = len(tables.blocks) // 2, launch.groups * launch.filters, launch.images * launch.lines
     some = Arrays(pointer(x), pointer(weights), pointer(bias), pointer(residual), own, pointer(out))
     places = Tables(pointer(tables.tiles), pointer(tables.taps), pointer(tables.blocks))
-    passes = (filters + launch.together - 1) // launch.together
-    begin, end = share(passes * lines, min(worker, workers), workers, 1)
-    for index in range(begin // lines, (end + lines - 1) // lines):
+    at_once = launch.together * lines  # lines of filter tiles: what is shared out
+    begin, end = share(filters * lines, min(worker, workers), workers, 1)
+    for index in range(begin // at_once, (end + at_once - 1) // at_once):
         tiles = index * launch.together, min((index + 1) * launch.together, filters)
-        first, last = max(begin - index * lines, 0), min(end - index * lines, lines)
+        count, before = tiles[1] - tiles[0], index * at_once
+        first = min((max(begin - before, 0) + count - 1) // count, lines)
+        last = min((end - before + count - 1) // count, lines)
         for top in range(first, last, launch.band):
             area = top, min(top + launch.band, last)
             for tile in range(tiles[0], tiles[1]):

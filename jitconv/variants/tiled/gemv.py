@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from jitconv.variants.compiling import inner
 from jitconv.variants.elementwise import broadcast, load, store
 from jitconv.variants.simd import INDEX, Code, Tile, lanes, lanes_of, zeros
-from jitconv.variants.tiled.kernel import Tiled
+from jitconv.variants.tiled.kernel import PARTS, Tiled
 from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
@@ -92,4 +92,4 @@ def _gemv(worker, workers, x, packed, bias, low, high, out):
         store(clamp(total, low, high), out, o, end - o)
 
 
-GEMV = Tiled(gemv, None, recordable=True)
+GEMV = Tiled(gemv, None, recordable=True, parts=PARTS)

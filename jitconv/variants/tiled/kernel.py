@@ -9,6 +9,8 @@ import numpy as np
 from jitconv.variants.compiling import njit
 from jitconv.variants.threads import Kernel
 
+PARTS = 4  # of a worker's share: few enough that those of a short call are not too small
+
 _compiled = functools.cache(njit)  # once, whatever the options that ops give a driver
 
 
@@ -18,13 +20,16 @@ class Tiled(Kernel):
     Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
     number that is not finite met zeros that are not part of the sum.
     recordable: whether the driver gives its workers its own arguments and nothing else, by one each_worker.
+    parts: in how many parts a worker may do its share of a recorded call; more than one where beginning is cheap.
     """
 
     skips_last = False  # the last result, where it is given an array of no size for it
 
-    def __init__(self, driver: Any, plain: Callable[..., None] | None, *options: Any, recordable: bool = False) -> None:
+    def __init__(
+        self, driver: Any, plain: Callable[..., None] | None, *options: Any, recordable: bool = False, parts: int = 1
+    ) -> None:
         super().__init__(_compiled(driver))
-        self.plain, self.options, self.recordable = plain, options, recordable
+        self.plain, self.options, self.recordable, self.parts = plain, options, recordable, parts
 
     def run(self, start: int, workers: int, *args: Any) -> None:
         if self.function(start, workers, *self.options, *args) is False and self.plain is not None:

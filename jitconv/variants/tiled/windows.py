@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from jitconv.variants.compiling import inner
 from jitconv.variants.elementwise import broadcast, load, store
 from jitconv.variants.simd import Code, lanes, zeros
-from jitconv.variants.tiled.kernel import Tiled
+from jitconv.variants.tiled.kernel import PARTS, Tiled
 from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
@@ -52,20 +52,26 @@ def larger(typing, best, value):
 
 
 def _over_windows(window):
-    """Fill `out`, line by line, with window(x, where a plane begins, W, rows, columns, …) of each window's ranges."""
+    """Fill `out` with window(x, where a plane begins, W, rows, columns, …) of each window's ranges.
+
+    A line of all planes of an image before the next: so the lines that a worker reads are mostly those that it wrote
+    as the worker of a convolution, and lie in its own core's cache.
+    """
 
     @inner
-    def walk(worker, workers, x, W, rows, columns, constants, out):
+    def walk(worker, workers, x, images, W, rows, columns, constants, out):
         lane, H_out, W_out = lanes(x), rows.shape[0], columns.shape[0]
-        lines = out.size // (W_out * lane)
-        plane = x.size // (lines // H_out)
-        begin, end = share(lines, worker, workers, 1)
-        for line in range(begin, end):
-            p, r = divmod(line, H_out)
+        planes = out.size // (images * H_out * W_out * lane)
+        plane = x.size // (images * planes)
+        begin, end = share(images * H_out * planes, worker, workers, 1)
+        for index in range(begin, end):
+            line, p = divmod(index, planes)
+            n, r = divmod(line, H_out)
+            p += n * planes
             for c in range(W_out):
                 some = (rows[r, 0], rows[r, 1]), (columns[c, 0], columns[c, 1])
                 value = window(x, p * plane, W, some, constants, r * W_out + c)
-                store(value, out, (line * W_out + c) * lane, lane)
+                store(value, out, ((p * H_out + r) * W_out + c) * lane, lane)
 
     return walk
 
@@ -111,17 +117,17 @@ def _mean(x, plane, W, ranges, divisors, index):
 _maxima, _means = _over_windows(_maximum), _over_windows(_mean)
 
 
-def max_pool2d(start, workers, x, W, rows, columns, steps, out):
+def max_pool2d(start, workers, x, images, W, rows, columns, steps, out):
     """out[plane, r, c] = max of x[plane, i, j] for i in rows[r] and j in columns[c], `steps` apart; images flat.
 
-    W: the width of x's planes.
+    W: the width of x's planes, of which each of the images has as many.
     """
-    each_worker(start, workers, _maxima, (x, W, rows, columns, steps, out))
+    each_worker(start, workers, _maxima, (x, images, W, rows, columns, steps, out))
 
 
-def avg_pool2d(start, workers, x, W, rows, columns, divisors, out):
+def avg_pool2d(start, workers, x, images, W, rows, columns, divisors, out):
     """out[plane, r, c] = Σ x[plane, i, j] / divisors[r · W_out + c], i in rows[r] and j in columns[c]; images flat."""
-    each_worker(start, workers, _means, (x, W, rows, columns, divisors, out))
+    each_worker(start, workers, _means, (x, images, W, rows, columns, divisors, out))
 
 
 def affine(start, workers, x, scale, shift, pixels, low, high, out):
@@ -185,5 +191,5 @@ def _scale(worker, workers, x, factors, pixels, out):
 
 
 MAX_POOL2D, AVG_POOL2D, AFFINE, ADD, BOUND, SCALE = (
-    Tiled(driver, None, recordable=True) for driver in (max_pool2d, avg_pool2d, affine, add, bound, scale)
+    Tiled(driver, None, recordable=True, parts=PARTS) for driver in (max_pool2d, avg_pool2d, affine, add, bound, scale)
 )
