@@ -4,6 +4,7 @@ Tested with torch 2.13 and Numba 0.68; pyproject.toml bounds both. No other modu
 reaches for one as an attribute (tests/test_compat.py), so this is the file to look at when either of them moves.
 """
 
+import copy
 import ctypes
 import itertools
 from collections.abc import Callable
@@ -138,6 +139,25 @@ def launch_numba_threads() -> None:
 def struct_value(proxy: Any) -> Any:
     """Return the LLVM value of a struct proxy of Numba (an array, say), as the examples of numba.extending do."""
     return proxy._getvalue()
+
+
+# Numba: what failed to compile ------------------------------------------------------------------------------
+class _Failures(dict[Any, Exception]):
+    """Errors without their tracebacks, whose frames hold the arrays and the model of whoever made Numba compile.
+
+    A function that takes a constant is tried with any number first, which fails, and Numba keeps the error for ever.
+    """
+
+    def __setitem__(self, key: Any, error: Exception) -> None:
+        super().__setitem__(key, copy.copy(error))
+
+    def __getitem__(self, key: Any) -> Exception:
+        return copy.copy(super().__getitem__(key))  # Numba raises it, which gives it a traceback
+
+
+def forget_callers(dispatcher: Any) -> None:
+    """Let a function that is not compiled yet hold on to nothing of its callers."""
+    dispatcher._compiler._failed_cache = _Failures()
 
 
 # Numba: code on disk ---------------------------------------------------------------------------------------

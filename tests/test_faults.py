@@ -1,25 +1,29 @@
 """Faults: what is cut short, interrupted, killed or open to others ends in the right numbers or a clear error."""
 
 import errno
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numba import literal_unroll
 from torch import nn
 
 import jitconv
 from jitconv import machine
 from jitconv.plan import program
 from jitconv.train import Config, Run
-from jitconv.variants import compiling
+from jitconv.variants import compiling, simd
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -280,3 +284,29 @@ def test_a_soak_finds_what_is_kept() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 1, done.stderr
     assert "memory grew by 16" in done.stdout
+
+
+def test_what_made_numba_compile_is_not_kept() -> None:
+    """Each of literal_unroll's constants is first tried as any number; Numba keeps the error, and its frames too."""
+
+    def filled(out, rows):  # type: ignore[no-untyped-def]
+        simd.store(simd.zeros(out, rows, 1), out, 0, simd.lanes(out), None)
+
+    inner = compiling.inner(filled)
+
+    def fill(out, number):  # type: ignore[no-untyped-def]
+        for rows in literal_unroll((1, 2)):
+            if rows == number:
+                inner(out, rows)
+
+    kernel, out = compiling.njit(fill, cache=False), np.ones(64, np.float32)
+
+    def call() -> weakref.ref[nn.Module]:
+        model = nn.ReLU()
+        kernel(out, 2)
+        return weakref.ref(model)
+
+    model = call()
+    gc.collect()
+    assert out.sum() == 64 - 2 * simd.lanes_of(np.float32)
+    assert model() is None

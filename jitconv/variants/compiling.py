@@ -86,6 +86,7 @@ class SharedCache(compat.cache_class(lambda: _kernel_sources(), lambda folder: _
 def njit(function: Callable[..., Any], *, fastmath: frozenset[str] = FAST, cache: bool = True, **options: Any) -> Any:
     """Compile `function` with Numba when it is first called, without the GIL, and keep the code on disk if possible."""
     dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath), **options)(function)
+    compat.forget_callers(dispatcher)
     if cache:
         with suppress(RuntimeError, OSError):  # nowhere to write: every process compiles
             compat.keep_on_disk(dispatcher, SharedCache(function))
