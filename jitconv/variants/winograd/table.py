@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jitconv.variants.simd import NR_VECTORS, lanes_of
 from jitconv.variants.winograd.transforms import POINTS
 
 Shape = tuple[int, ...]
@@ -17,7 +18,9 @@ DIRECT_COST = 9
 TILE_COST = {2: 16 * 1.15, 4: 36 * 1.2}
 FILTER_COST = {2: 16 * 30, 4: 36 * 30}
 FEW = 16  # channels or filters of a group, below which the transforms cost more than they save
-BLOCK_TILES, BLOCK_BYTES = 56, 5 << 18  # tiles computed at once, and their transformed pixels, at most
+# Tiles computed at once: at most so many, and so many bytes of their transformed pixels. Fewer than the filters of a
+# panel would read the filters more often than it saves reading pixels.
+BLOCK_TILES, BLOCK_BYTES = 56, 5 << 18
 
 
 class Geometry(NamedTuple):
@@ -56,9 +59,9 @@ def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, chan
 
 
 def blocking(geometry: Geometry, m: int, dtype: np.dtype[Any]) -> tuple[int, int, int]:
-    """The tiles that are computed at once: images, rows and columns; their pixels stay in the second-level cache."""
+    """The tiles that are computed at once: images, rows and columns; few channels stay in the second-level cache."""
     (down, across), number = geometry.tiles(m), (m + 2) ** 2 * dtype.itemsize
-    tiles = max(1, min(BLOCK_TILES, BLOCK_BYTES // (number * geometry.C)))
+    tiles = min(BLOCK_TILES, max(NR_VECTORS * lanes_of(dtype), BLOCK_BYTES // (number * geometry.C)))
     columns = min(across, tiles)
     rows = max(1, min(down, tiles // columns))
     return max(1, min(geometry.N, tiles // (rows * columns))) if rows == down else 1, rows, columns
