@@ -9,6 +9,7 @@ from numba import prange
 
 from benchmarks.measure import measure
 from benchmarks.rows import LANES, Row
+from jitconv.speed import multiply_adds
 from jitconv.variants import simd
 from jitconv.variants.compiling import njit
 from jitconv.variants.simd import MR, NR_VECTORS
@@ -21,25 +22,14 @@ COPIED = {  # bytes of one of the two arrays, which fit the cache named, and not
 }
 
 
-def _multiply_adds(a, b, out):
-    """A full register tile, multiplied and added over and over by numbers in the first-level cache."""
-    tile = simd.zeros(b, MR, NR_VECTORS)
-    for _ in range(STEPS):
-        tile = simd.fma_outer(tile, a, 0, 1, b, 0, None)
-    simd.store(tile, out, 0, NR_VECTORS * simd.lanes(b), None)
-
-
 def _copy(source, target):
     for i in prange(source.shape[0]):
         target[i] = source[i]
 
 
-_peak_on_one = njit(_multiply_adds, cache=False)
-
-
 def _peak(a, b, out):
     for core in prange(out.shape[0]):
-        _peak_on_one(a, b, out[core])
+        multiply_adds(a, b, out[core], STEPS)
 
 
 def rows(full: bool) -> list[Row]:

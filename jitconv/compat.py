@@ -30,6 +30,7 @@ from numba.core.registry import cpu_target
 from numba.core.typed_passes import NativeLowering
 from numba.np.ufunc import parallel
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef  # undocumented
 from torch.utils import _pytree
 
@@ -41,13 +42,34 @@ transform = torch._C._functorch.peek_interpreter_stack  # not None inside torch.
 profiling = torch._C._autograd._profiler_enabled  # whether torch.profiler runs; there is no public way to ask
 is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched=True; looks like any tensor
 pytree = _pytree  # nested tuples, lists and dicts, as torch.export and torch.func see them
-suggest_memory_format = _prims_common.suggest_memory_format  # whether torch's layers would answer in channels_last
+PLAIN = (torch.Tensor, torch.nn.Parameter)  # what is no subclass, whose __torch_function__ would want to be asked
 implicit_softmax_dim = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]  # what dim=None means
 
 
 def in_forward_mode() -> bool:
     """Return whether a forward-mode derivative is being taken, which an autograd.Function must be asked about."""
     return forward_ad._current_level >= 0  # torch.autograd.forward_ad offers no way to ask
+
+
+def is_observed() -> bool:
+    """Return whether somebody wants to see every operator: a compiler, a transform, a mode, a trace or a profiler."""
+    return (
+        is_compiling() or transform() is not None or dispatch_modes() > 0 or tracing_state() is not None or profiling()
+    )
+
+
+def is_special(value: Any) -> bool:
+    """Return whether a value is a tensor that only torch's dispatcher knows how to compute with."""
+    return isinstance(value, torch.Tensor) and (
+        type(value) not in PLAIN or value.is_meta or is_legacy_batchedtensor(value)
+    )
+
+
+def is_channels_last(value: Any) -> bool:
+    """Return whether torch's layers take a value for images (N, C, H, W) whose channels lie side by side in memory."""
+    if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.stride(1) > value.stride(3):
+        return False
+    return _prims_common.suggest_memory_format(value) == torch.channels_last
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:

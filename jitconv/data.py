@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 DOWNLOADS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # as torchvision.datasets calls them
-MNIST_PIXELS = (0.1307, 0.3081)
-PIXELS = {"mnist-10k": MNIST_PIXELS, "mnist": MNIST_PIXELS, "fashion-mnist": (0.2860, 0.3530)}  # mean, std in [0, 1]
+MNIST = (0.1307, 0.3081)
+MEAN_AND_STD = {"mnist-10k": MNIST, "mnist": MNIST, "fashion-mnist": (0.2860, 0.3530)}  # of pixels in [0, 1]
 STEMS = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 BUNDLED = Path(__file__).parent / "bundled" / "mnist-10k"
 
@@ -30,12 +30,12 @@ def load(name: str = "mnist-10k", data_dir: str | Path | None = None) -> tuple[T
     or else kept there by torchvision, which downloads them. Raises ValueError for an unknown name or a damaged file,
     and ConnectionError where a download fails.
     """
-    if name not in PIXELS:
-        raise ValueError(f"name must be one of {', '.join(PIXELS)}, got {name!r}")
+    if name not in MEAN_AND_STD:
+        raise ValueError(f"name must be one of {', '.join(MEAN_AND_STD)}, got {name!r}")
     folder = BUNDLED if name == "mnist-10k" and data_dir is None else Path(data_dir or "data")
     if name in DOWNLOADS and not any(_idx_file(folder, stem) for stem in STEMS):
         folder = _downloaded(name, folder)
-    return _read_part(folder, "train", *PIXELS[name]), _read_part(folder, "t10k", *PIXELS[name])
+    return _read_part(folder, "train", *MEAN_AND_STD[name]), _read_part(folder, "t10k", *MEAN_AND_STD[name])
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -5,7 +5,6 @@ see it: a compiler, torch.export, torch.func (vmap.py), a dispatch mode, the met
 arrays.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -19,10 +18,9 @@ from jitconv import variants
 from jitconv.compat import (
     any_requires_grad,
     apply_of,
-    dispatch_modes,
     in_forward_mode,
-    is_legacy_batchedtensor,
-    profiling,
+    is_observed,
+    is_special,
     schema_of,
     tracing_state,
     transform,
@@ -35,15 +33,10 @@ from jitconv.vmap import Transformed
 Shape = tuple[int, ...]
 Formula = Callable[..., torch.Tensor]
 
-PLAIN = (torch.Tensor, torch.nn.Parameter)
 ONLY_SHAPES = ("size", "dim")  # arguments that decide shapes, and that kernels do not get
 SMALL = 2048  # numbers in all arrays of a call; a second core would save less than the 6 µs that it takes to start
 _library = torch.library.Library("jitconv", "DEF")
 _ops: dict[str, "Op"] = {}
-
-
-def same_shape(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
-    return shape
 
 
 class Step:
@@ -62,6 +55,9 @@ class Step:
             for source in self.arguments
         ]
 
+    def __call__(self, **values: Any) -> torch.Tensor:
+        return _ops[self.op](values["variant"], *self.resolve(values))
+
 
 @dataclass(eq=False)
 class Op:
@@ -74,7 +70,8 @@ class Op:
     epilogue: of an op that ends in another one, the Step from the result's gradient to that of `gradients`' "g".
     second_order: formulas that take the place of `gradients` where these are to be differentiated once more.
     saves: the names of the arguments and results that the gradients read.
-    batched: the names of the arguments whose first dimension is the batch, if it is every result's too.
+    batched: the names of the arguments whose first dimension is the batch, if it is every result's too; batch_rank: how
+    many dimensions the first of them has then at least.
     kernel_shape: the shape in which kernels get an array, from its name, its shape and the arguments (tensors: their
     shapes).
     defaults: for a tensor that may be None, what kernels get instead, from the arguments.
@@ -89,7 +86,8 @@ class Op:
     second_order: Mapping[str, Formula] = field(default_factory=dict)
     saves: str = ""
     batched: str = ""
-    kernel_shape: Callable[[str, Shape, Mapping[str, Any]], Shape] = same_shape
+    batch_rank: int = 1
+    kernel_shape: Callable[[str, Shape, Mapping[str, Any]], Shape] = lambda name, shape, arguments: shape
     defaults: Mapping[str, Formula] = field(default_factory=dict)
     check: Callable[..., None] | None = None
 
@@ -121,7 +119,7 @@ class Op:
 
     def __call__(self, variant: Variant, *args: Any) -> Any:
         """Return the result, or the tuple of results, of the variant's kernel."""
-        if is_observed() or any(map(_is_special, args)):
+        if is_observed() or any(map(is_special, args)):
             if not is_compiling():
                 if tracing_state() is not None:
                     raise NotImplementedError("torch.jit.trace cannot follow jitconv's layers: use torch.export")
@@ -169,7 +167,7 @@ class Call:
         Raises RuntimeError where the op has no formula for it (a third derivative, say).
         """
         op, again = self.op, torch.is_grad_enabled()
-        eager = not (again or is_observed() or any(map(_is_special, (grad, *saved))))
+        eager = not (again or is_observed() or any(map(is_special, (grad, *saved))))
         tensors = dict(zip(op.saved_names, saved), g=grad)  # noqa: B905 (0.1 µs)
         if op.epilogue is not None:
             tensors["g"] = self._gradient("g", op.epilogue, tensors, eager)
@@ -186,10 +184,8 @@ class Call:
         if not (eager and name in self.gradient_steps):
             shapes = {f"{arg}.shape": self.arguments[arg] for arg in self.op.arguments[: self.op.tensor_count]}
             values = {**self.arguments, **shapes, **tensors, "variant": self.variant}
-            if not isinstance(formula, Step):
+            if not (eager and isinstance(formula, Step)):
                 return formula(**values)
-            if not eager:
-                return _ops[formula.op](self.variant, *formula.resolve(values))
             bound = Bound(_ops[formula.op], self.variant, formula.resolve(values))
             bound.contiguous = not bound.by_address  # others may have other strides
             self.gradient_steps[name] = bound, formula.arguments[: bound.op.tensor_count]
@@ -210,10 +206,10 @@ class Bound(Call):
         self, op: Op, variant: Variant, args: Sequence[Any], returned: int | None = None, numpy: bool = False
     ) -> None:
         super().__init__(op, variant, args)
-        tensors, names, shapes = args[: op.tensor_count], op.arguments[: op.tensor_count], op.shapes(*args)
-        first, kernel, shapes = args[0], variant.ops[op.name], [*map(tuple, shapes)]
+        tensors, names, first = args[: op.tensor_count], op.arguments[: op.tensor_count], args[0]
+        shapes = [*map(tuple, op.shapes(*args))]
         self.returned = len(shapes) if returned is None else returned
-        self.skips_last = self.returned < len(shapes) and getattr(kernel, "skips_last", False)
+        self.skips_last = self.returned < len(shapes) and getattr(variant.ops[op.name], "skips_last", False)
         self.constants = [
             tuple(c) if isinstance(c, list) else c for c in args[op.tensor_count : op.kernel_argument_count]
         ]
@@ -223,15 +219,18 @@ class Bound(Call):
             first.new_empty((), dtype=dtype).expand(shape) for dtype, shape in zip(op.dtypes, shapes, strict=True)
         ]
         self.array_types = [
-            (op.kernel_shape(name, tuple(tensor.shape), self.arguments), numpy_dtype(tensor.dtype))
+            (
+                op.kernel_shape(name, tuple(tensor.shape), self.arguments),
+                np.dtype(str(tensor.dtype).removeprefix("torch.")),
+            )
             for name, tensor in zip((*names, *op.results), (*given, *self.prototypes), strict=True)
         ]
         self.kernel = None if all(0 in shape for shape in shapes) else self._chosen_kernel()
         self.packs: dict[int, Any] = getattr(self.kernel, "packs", {})
-        self.numpy = numpy
         self.by_address = first.is_cpu and (numpy or not variant.tensors)
         self.contiguous = not self.by_address or all(map(_is_contiguous, given))
-        self.large = first.is_cpu and max(map(math.prod, shapes)) * first.itemsize >= LARGE
+        large = first.is_cpu and max(map(math.prod, shapes)) * first.itemsize >= LARGE
+        self.new = (lambda like: prefer_huge_pages(torch.empty_like(like))) if large else torch.empty_like
         self.buffers = [
             (shape, dtype, memory_of(math.prod(shape) * dtype.itemsize)) for shape, dtype in self.array_types
         ]
@@ -253,10 +252,7 @@ class Bound(Call):
 
     def run(self, tensors: Sequence[Any], skip_last: bool = False) -> list[Any]:
         """Return all results, without a gradient; the last one is not computed with `skip_last`."""
-        outs = [torch.empty_like(prototype) for prototype in (self.prototypes[:-1] if skip_last else self.prototypes)]
-        if self.large:
-            for out in outs:
-                prefer_huge_pages(out)
+        outs = [*map(self.new, self.prototypes[:-1] if skip_last else self.prototypes)]
         if self.defaults:
             tensors = [self.defaults.get(i, tensor) for i, tensor in enumerate(tensors)]
         if not self.contiguous:
@@ -269,8 +265,7 @@ class Bound(Call):
         else:
             arrays = [t.reshape(shape) for t, (shape, _) in zip((*tensors, *outs), self.array_types)]  # noqa: B905
         for i, pack in self.packs.items():
-            # An array's tensor is new at each call: there is nothing to keep it by.
-            arrays[i] = pack(arrays[i]) if self.numpy else packed(tensors[i], arrays[i], pack)
+            arrays[i] = packed(tensors[i], arrays[i], pack)
         if skip_last:
             arrays.append(self.empty)
         count = self.op.tensor_count
@@ -298,20 +293,6 @@ class _Differentiable(torch.autograd.Function):
 _apply = apply_of(_Differentiable)  # `is_observed` has made the checks that it leaves out
 
 
-def is_observed() -> bool:
-    """Whether somebody wants to see every operator: a compiler, a transform, a mode, a trace or a profiler."""
-    return (
-        is_compiling() or transform() is not None or dispatch_modes() > 0 or tracing_state() is not None or profiling()
-    )
-
-
-def _is_special(value: Any) -> bool:
-    """Whether a value is a tensor that only torch's dispatcher knows how to compute with."""
-    return isinstance(value, torch.Tensor) and (
-        type(value) not in PLAIN or value.is_meta or is_legacy_batchedtensor(value)
-    )
-
-
 def _is_contiguous(tensor: torch.Tensor) -> bool:
     """Whether a kernel may take a tensor as it lies in memory."""
     return tensor.is_contiguous() and not tensor.is_neg()
@@ -319,8 +300,3 @@ def _is_contiguous(tensor: torch.Tensor) -> bool:
 
 def _one_or_all(results: Sequence[Any]) -> Any:
     return results[0] if len(results) == 1 else tuple(results)
-
-
-@functools.cache
-def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    return torch.empty(0, dtype=dtype).numpy().dtype

@@ -19,6 +19,16 @@ def flat(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
     return (math.prod(shape),)
 
 
+def images(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
+    """Kernels see (N, C, H, W): a single image (C, H, W) is a batch of one."""
+    return (1, *shape) if len(shape) == 3 else shape
+
+
+def rows(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
+    """Kernels see (N, I): all dimensions but the last are the batch."""
+    return shape if name == "bias" else (math.prod(shape[:-1]), shape[-1])
+
+
 def along_dim(name: str, shape: Shape, arguments: Mapping[str, Any]) -> Shape:
     """Kernels see (N, C, D), with C classes along dimension `dim`."""
     dim = arguments["dim"]
@@ -44,7 +54,7 @@ CONVOLUTION = ("stride", "padding", "dilation")
 conv2d = Op(
     "conv2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[2] size, str variant) -> Tensor",
-    lambda input, weight, bias, stride, padding, dilation, size: [(input.shape[0], weight.shape[0], *size)],
+    lambda input, weight, bias, stride, padding, dilation, size: [(*input.shape[:-3], weight.shape[0], *size)],
     {
         "input": Step("conv2d_grad_input", "g", "weight", *CONVOLUTION, "input.shape"),
         "weight": Step("conv2d_grad_weight", "g", "input", *CONVOLUTION, "weight.shape"),
@@ -52,51 +62,61 @@ conv2d = Op(
     },
     saves="input weight",
     batched="input",
+    batch_rank=4,
+    kernel_shape=images,
     defaults=NO_BIAS,
 )
 conv2d_grad_input = Op(
     "conv2d_grad_input(Tensor grad, Tensor weight, int[2] stride, int[2] padding, int[2] dilation,"
-    " SymInt[4] size, str variant) -> Tensor",
+    " SymInt[] size, str variant) -> Tensor",
     lambda grad, weight, stride, padding, dilation, size: [tuple(size)],
     {
-        "grad": Step("conv2d", "g", "weight", None, *CONVOLUTION, lambda v: v["grad.shape"][2:]),
+        "grad": Step("conv2d", "g", "weight", None, *CONVOLUTION, lambda v: v["grad.shape"][-2:]),
         "weight": Step("conv2d_grad_weight", "grad", "g", *CONVOLUTION, "weight.shape"),
     },
     saves="grad weight",
     batched="grad",
+    batch_rank=4,
+    kernel_shape=images,
 )
 conv2d_grad_weight = Op(
     "conv2d_grad_weight(Tensor grad, Tensor input, int[2] stride, int[2] padding, int[2] dilation,"
-    " SymInt[4] size, str variant) -> Tensor",
+    " SymInt[] size, str variant) -> Tensor",
     lambda grad, input, stride, padding, dilation, size: [tuple(size)],
     {
-        "grad": Step("conv2d", "input", "g", None, *CONVOLUTION, lambda v: v["grad.shape"][2:]),
+        "grad": Step("conv2d", "input", "g", None, *CONVOLUTION, lambda v: v["grad.shape"][-2:]),
         "input": Step("conv2d_grad_input", "grad", "g", *CONVOLUTION, "input.shape"),
     },
     saves="grad input",
+    kernel_shape=images,
 )
 conv2d_grad_bias = Op(
     "conv2d_grad_bias(Tensor grad, str variant) -> Tensor",
-    lambda grad: [(grad.shape[1],)],
-    {"grad": lambda g, **v: g[None, :, None, None].expand(v["grad.shape"])},
+    lambda grad: [(grad.shape[-3],)],
+    {"grad": lambda g, **v: g[:, None, None].expand(v["grad.shape"])},
+    kernel_shape=images,
 )
 
 POOLING = ("kernel_size", "stride", "padding", "dilation")
 max_pool2d = Op(
     "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
-    lambda input, kernel_size, stride, padding, dilation, size: [(*input.shape[:2], *size)] * 2,
+    lambda input, kernel_size, stride, padding, dilation, size: [(*input.shape[:-2], *size)] * 2,
     {"input": Step("max_pool2d_grad_input", "g", "indices", *POOLING, "input.shape")},
     saves="indices",
     batched="input",
+    batch_rank=4,
+    kernel_shape=images,
 )
 max_pool2d_grad_input = Op(
     "max_pool2d_grad_input(Tensor grad, Tensor indices, int[2] kernel_size, int[2] stride, int[2] padding,"
-    " int[2] dilation, SymInt[4] size, str variant) -> Tensor",
+    " int[2] dilation, SymInt[] size, str variant) -> Tensor",
     lambda grad, indices, kernel_size, stride, padding, dilation, size: [tuple(size)],
-    {"grad": lambda g, indices, **_: g.flatten(2).gather(2, indices.flatten(2)).view_as(indices)},
+    {"grad": lambda g, indices, **_: g.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)},
     saves="indices",
     batched="grad indices",
+    batch_rank=4,
+    kernel_shape=images,
 )
 
 # Layers in one pass: the gradient of what comes last, and from there on those of the first.
@@ -104,14 +124,16 @@ conv2d_max_pool2d = Op(
     "conv2d_max_pool2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[2] conv_size, int[2] kernel_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation,"
     " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
-    lambda input, weight, *rest: [(input.shape[0], weight.shape[0], *rest[-1])] * 2,
+    lambda input, weight, *rest: [(*input.shape[:-3], weight.shape[0], *rest[-1])] * 2,
     conv2d.gradients,
     epilogue=Step(
         "max_pool2d_grad_input", "g", "indices", "kernel_size", "pool_stride", "pool_padding", "pool_dilation",
-        lambda v: (v["input.shape"][0], v["weight.shape"][0], *v["conv_size"]),
+        lambda v: (*v["input.shape"][:-3], v["weight.shape"][0], *v["conv_size"]),
     ),
     saves="input weight indices",
     batched="input",
+    batch_rank=4,
+    kernel_shape=images,
     defaults=NO_BIAS,
 )  # fmt: skip
 conv2d_relu = Op(
@@ -122,6 +144,8 @@ conv2d_relu = Op(
     epilogue=Step("relu_grad_input", "g", "result"),
     saves="input weight result",
     batched="input",
+    batch_rank=4,
+    kernel_shape=images,
     defaults=NO_BIAS,
 )
 
@@ -140,7 +164,7 @@ flatten_grad_input = Op(
 
 linear = Op(
     "linear(Tensor input, Tensor weight, Tensor? bias, str variant) -> Tensor",
-    lambda input, weight, bias: [(input.shape[0], weight.shape[0])],
+    lambda input, weight, bias: [(*input.shape[:-1], weight.shape[0])],
     {
         "input": Step("linear_grad_input", "g", "weight"),
         "weight": Step("linear_grad_weight", "g", "input"),
@@ -148,6 +172,8 @@ linear = Op(
     },
     saves="input weight",
     batched="input",
+    batch_rank=2,
+    kernel_shape=rows,
     defaults=NO_BIAS,
 )
 linear_relu = Op(
@@ -157,25 +183,31 @@ linear_relu = Op(
     epilogue=Step("relu_grad_input", "g", "result"),
     saves="input weight result",
     batched="input",
+    batch_rank=2,
+    kernel_shape=rows,
     defaults=NO_BIAS,
 )
 linear_grad_input = Op(
     "linear_grad_input(Tensor grad, Tensor weight, str variant) -> Tensor",
-    lambda grad, weight: [(grad.shape[0], weight.shape[1])],
+    lambda grad, weight: [(*grad.shape[:-1], weight.shape[1])],
     {"grad": Step("linear", "g", "weight", None), "weight": Step("linear_grad_weight", "grad", "g")},
     saves="grad weight",
     batched="grad",
+    batch_rank=2,
+    kernel_shape=rows,
 )
 linear_grad_weight = Op(
     "linear_grad_weight(Tensor grad, Tensor input, str variant) -> Tensor",
-    lambda grad, input: [(grad.shape[1], input.shape[1])],
+    lambda grad, input: [(grad.shape[-1], input.shape[-1])],
     {"grad": Step("linear", "input", "g", None), "input": Step("linear_grad_input", "grad", "g")},
     saves="grad input",
+    kernel_shape=rows,
 )
 linear_grad_bias = Op(
     "linear_grad_bias(Tensor grad, str variant) -> Tensor",
-    lambda grad: [(grad.shape[1],)],
+    lambda grad: [(grad.shape[-1],)],
     {"grad": lambda g, **v: g.expand(v["grad.shape"])},
+    kernel_shape=lambda name, shape, arguments: shape if name == "result" else rows(name, shape, arguments),
 )
 
 relu = Op(
@@ -310,3 +342,23 @@ reduced_cross_entropy_grad_input = Op(
     kernel_shape=by_class,
     defaults=EQUAL_CLASSES_OF_LOG_P,
 )
+
+
+def reduced(reduction: str, losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """What cross_entropy makes of the losses and the weights of all samples."""
+    if reduction == "none":
+        return losses
+    return losses.sum() / weights.sum() if reduction == "mean" else losses.sum()
+
+
+def soft_cross_entropy(
+    variant: Any, reduction: str, smoothing: float, input: torch.Tensor, target: torch.Tensor, weight: Any
+) -> torch.Tensor:
+    """−Σ_c w[c] · t[c] · log_softmax(input)[c] with t = (1 − ε)·target + ε/C; 'mean' counts every sample as one."""
+    class_dim = 0 if input.ndim == 1 else 1
+    log_p = log_softmax(variant, input, class_dim)
+    pulls = target * (1 - smoothing) + smoothing / input.shape[class_dim]
+    if weight is not None:
+        pulls = pulls * weight.reshape(-1, *[1] * (input.ndim - class_dim - 1))
+    losses = -(log_p * pulls).sum(class_dim)
+    return reduced(reduction, losses, losses.new_tensor(losses.numel()))

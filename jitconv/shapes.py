@@ -236,9 +236,15 @@ def softmax(input: Any, dim: Any) -> int:
     return dimension("dim", dim, input.ndim)
 
 
-def cross_entropy(
-    input: Any, target: Any, weight: Any, ignore_index: Any, reduction: str, label_smoothing: float
-) -> bool:
+def reduction(value: str, size_average: Any, reduce: Any) -> None:
+    """Check what says how a loss is reduced; ValueError, also for the two arguments that torch has deprecated."""
+    if size_average is not None or reduce is not None:
+        raise ValueError(f"reduction must be used, not size_average={size_average!r} or reduce={reduce!r}")
+    if value not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {value!r}")
+
+
+def cross_entropy(input: Any, target: Any, weight: Any, ignore_index: Any, label_smoothing: float) -> bool:
     """Check the arguments of cross_entropy, input (C,), (N, C) or (N, C, d1, …); return: are targets indices?
 
     Class indices have input's shape without C (int64 or uint8), class probabilities have input's shape.
@@ -253,8 +259,6 @@ def cross_entropy(
         raise ValueError(f"input must have at least one class, got shape {shape_of(input)}")
     if weight is not None and shape_of(weight) != (classes,):
         raise ValueError(f"weight must have shape ({classes},), one value a class, got {shape_of(weight)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing!r}")
     kind = torch.Tensor if isinstance(input, torch.Tensor) else np.ndarray

@@ -15,15 +15,13 @@ COPIED = 128 << 20  # bytes, more than caches hold
 SECONDS = 0.7  # for each of the two
 
 
-def _multiply_adds(a, b, out, steps):
+@njit
+def multiply_adds(a, b, out, steps):
     """A full register tile, multiplied and added over and over by numbers in the first-level cache."""
     tile = simd.zeros(b, MR, NR_VECTORS)
     for _ in range(steps):
         tile = simd.fma_outer(tile, a, 0, 1, b, 0, None)
     simd.store(tile, out, 0, NR_VECTORS * simd.lanes(b), None)
-
-
-_compiled = njit(_multiply_adds)
 
 
 def measure() -> dict[str, float]:
@@ -38,7 +36,7 @@ def peak() -> float:
     """Return one core's float32 GFLOP/s in registers, measured once in a process."""
     tile, steps = MR * NR_VECTORS * simd.lanes_of(np.float32), 1 << 18
     a, b, out = np.ones(64, np.float32), np.ones(64, np.float32), np.zeros(tile, np.float32)
-    return 2e-9 * steps * tile / _least(_compiled, a, b, out, steps)
+    return 2e-9 * steps * tile / _least(multiply_adds, a, b, out, steps)
 
 
 def _least(function: Callable[..., Any], *args: Any) -> float:

@@ -51,14 +51,19 @@ def vmap(op: "Op", size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> An
 def _in_the_batch(
     op: "Op", variant: Variant, size: int, values: dict[str, Any], mapped: Mapping[str, torch.Tensor]
 ) -> Any:
-    for name in op.batched.split():
+    first, *_ = names = op.batched.split()
+    merged = "dim" not in values and values[first].ndim - (first in mapped) >= op.batch_rank
+    for name in names:
         value = mapped[name] if name in mapped else values[name].expand(size, *values[name].shape)
-        values[name] = value if "dim" in values else value.flatten(0, 1)
+        values[name] = value.flatten(0, 1) if merged else value
     if "dim" in values:  # any dimension but that one is a batch
-        return op(variant, *(values | {"dim": values["dim"] + 1}).values())
-    if len(values.get("size", ())) == 4:  # the whole of the result's shape
-        values["size"] = [size * values["size"][0], *values["size"][1:]]
+        values["dim"] += 1
+    if len(values.get("size", ())) > 2:  # the whole of the result's shape
+        batch, *image = values["size"]
+        values["size"] = [size * batch, *image] if merged else [size, batch, *image]
     results = op(variant, *values.values())
+    if not merged:
+        return results
     return pytree.tree_map(lambda result: result.unflatten(0, (size, result.shape[0] // size)), results)
 
 

@@ -14,7 +14,7 @@ from jitconv.plan import nodes
 from jitconv.plan.canonical import TABLE, own_table, shape, value, weights_only
 from jitconv.plan.nodes import Node
 
-FEW_CHANNELS, FEW_FILTERS = 16, 32  # below, a convolution has its pixels in the lanes, and pools them there
+POOLED_CHANNELS, POOLED_FILTERS = 16, 32  # below, a convolution has its pixels in the lanes, and pools them there
 
 
 def canonical(graph: fx.Graph) -> int:
@@ -113,7 +113,7 @@ def fuse_max_pool(graph: fx.Graph) -> int:
         side_by_side = pooling[:4] == ((2, 2), (2, 2), (0, 0), (1, 1))
         if residual or activation not in (None, ("relu",)) or not side_by_side:
             continue
-        if shape(x)[1] >= FEW_CHANNELS or shape(weight)[0] >= FEW_FILTERS:
+        if shape(x)[1] >= POOLED_CHANNELS or shape(weight)[0] >= POOLED_FILTERS:
             continue
         origin = _origin(product)
         args = (x, weight, bias, convolution, pooling)

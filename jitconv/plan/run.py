@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jitconv import packing, variants
-from jitconv.compat import pytree, transform
-from jitconv.op import PLAIN
+from jitconv.compat import PLAIN, pytree, transform
 from jitconv.plan.capture import Captured, capture
 from jitconv.plan.lower import Lowering
 from jitconv.plan.program import Program

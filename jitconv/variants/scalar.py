@@ -201,9 +201,9 @@ def max_pool2d(x, kernel_size, stride, padding, dilation, out, indices):
                     out[n, c, row, col] = x[n, c, index // W, index % W]
 
 
-def max_pool2d_grad_input_at(grad, indices, kernel_size, stride, padding, dilation, W, n, c, m, l):
-    """∂x[n, c, m, l] = Σ ∂z[n, c, row, col] over the windows (row, col) whose maximum is at (m, l)"""
-    _, _, H_out, W_out = grad.shape
+def max_pool2d_grad_input_at(grad, indices, kernel_size, stride, padding, dilation, W, m, l):
+    """∂x[m, l] = Σ ∂z[row, col] over the windows (row, col) of a plane whose maximum is at m·W + l"""
+    H_out, W_out = grad.shape
     total = zero(grad)
     for i in range(kernel_size[0] - 1, -1, -1):  # from the last tap: windows in rising order, as torch adds them
         above = m + padding[0] - i * dilation[0]
@@ -213,8 +213,8 @@ def max_pool2d_grad_input_at(grad, indices, kernel_size, stride, padding, dilati
                 before = l + padding[1] - j * dilation[1]
                 col = before // stride[1]
                 inside = col * stride[1] == before and 0 <= col < W_out
-                if inside and indices[n, c, row, col] == m * W + l:
-                    total = total + grad[n, c, row, col]
+                if inside and indices[row, col] == m * W + l:
+                    total = total + grad[row, col]
     return total
 
 

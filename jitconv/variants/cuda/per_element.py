@@ -93,7 +93,9 @@ def max_pool2d_grad_input(grad, indices, kernel_size, stride, padding, dilation,
     W = out.shape[3]
     for element in grid_range(out.size):
         n, c, m, l = unravel(element, out.shape)
-        out[n, c, m, l] = max_pool2d_grad_input_at(grad, indices, kernel_size, stride, padding, dilation, W, n, c, m, l)
+        out[n, c, m, l] = max_pool2d_grad_input_at(
+            grad[n, c], indices[n, c], kernel_size, stride, padding, dilation, W, m, l
+        )
 
 
 def flatten(x, out):

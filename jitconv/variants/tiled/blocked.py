@@ -87,7 +87,7 @@ class Packing:
     parts: tuple[tuple[Weights, tuple[int, ...]], ...]
 
     def __call__(self, weight: np.ndarray) -> np.ndarray:
-        packed = layout.empty(self.size, weight.dtype)
+        packed = layout.aligned(self.size, weight)
         at = 0
         for weights, taps in self.parts:
             size = size_of(weights, taps)

@@ -22,7 +22,7 @@ class GradInput:
         sizes = zip(x_shape[2:], grad_shape[2:], weight_shape[2:], *geometry, strict=True)
         self.rows, self.columns = (phases(*size) for size in sizes)
         self.groups, self.conv2d = x_shape[1] // weight_shape[1], conv2d
-        self.apart = tuple(d // math.gcd(s, d) for s, _, d in zip(*geometry, strict=True))  # two taps of a phase
+        self.dilation = tuple(d // math.gcd(s, d) for s, _, d in zip(*geometry, strict=True))  # of the taps of a phase
 
     def __call__(self, grad: Any, weight: Any, stride: Any, padding: Any, dilation: Any, out: Any) -> None:
         O, C, *size = weight.shape
@@ -38,6 +38,6 @@ class GradInput:
                 taps = np.ascontiguousarray(taps).reshape(out.shape[1], O // self.groups, *taps.shape[3:])
                 before = -rows.offsets[-1], -columns.offsets[-1]
                 z = phase if phase.flags.c_contiguous else np.empty(phase.shape, out.dtype)
-                self.conv2d(grad, taps, bias, (1, 1), before, self.apart, z)
+                self.conv2d(grad, taps, bias, (1, 1), before, self.dilation, z)
                 if z is not phase:
                     phase[...] = z

@@ -12,12 +12,11 @@ from jitconv.variants.tiled.product import copy, share, transpose_matrix
 from jitconv.variants.workers import each_worker
 
 
-def empty(size: int, dtype: Any) -> np.ndarray:
-    """An array of so many numbers that begins with a line of the cache."""
-    dtype = np.dtype(dtype)
-    numbers = np.empty(size + CACHE_LINE // dtype.itemsize, dtype)
-    skip = -numbers.ctypes.data % CACHE_LINE // dtype.itemsize
-    return numbers[skip : skip + size]
+def aligned(size: int, like: np.ndarray) -> np.ndarray:
+    """An array of so many numbers, of the dtype of an array, that begins with a line of the cache."""
+    numbers = np.empty(size + CACHE_LINE // like.itemsize, like.dtype)
+    first = -numbers.ctypes.data % CACHE_LINE // like.itemsize
+    return numbers[first : first + size]
 
 
 class _Own(threading.local):
@@ -32,7 +31,7 @@ def workspace(name: str, size: int, dtype: Any) -> np.ndarray:
     """Memory for so many numbers, which this thread's kernels use one after the other; it is kept, and only grows."""
     found = _own.arrays.get((name, dtype))
     if found is None or found.size < size:
-        found = _own.arrays[name, dtype] = empty(size, dtype)
+        found = _own.arrays[name, dtype] = aligned(size, np.empty(0, dtype))
     return found[:size]
 
 

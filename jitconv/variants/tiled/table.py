@@ -31,7 +31,7 @@ from jitconv.variants.tiled.product import SHORT_BLOCK
 
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
 FULL = 0.7  # of the lanes, from which on channels belong into them
-FEW_CHANNELS = 4  # of an image whose gradient is asked for
+COL2IM_CHANNELS = 4  # of an image whose gradient is asked for
 FEW_TERMS = 128  # of a 1×1 filter, up to which pixels stay in the lanes
 POOLED_TERMS = 2 * SHORT_BLOCK  # of a sum whose result is pooled in registers: of longer ones that saves nothing
 MOST_PIXELS = 1 << 31  # of an image whose indices fit into the lanes of a register of float32
@@ -92,7 +92,7 @@ def choose_grad_input(arrays: Any, constants: Any) -> Callable[..., Any]:
     if fills_lanes(weight_shape[1], weight_shape[0] // groups, groups, math.prod(weight_shape[2:]), dtype):
         kernel = blocked.bind_grad_input(grad_shape, weight_shape, dtype, constants, x_shape)
         return Blocked(kernel, x_shape[1])
-    if weight_shape[1] <= FEW_CHANNELS:
+    if weight_shape[1] <= COL2IM_CHANNELS:
         return COL2IM
     return GradInput(grad_shape, weight_shape, x_shape, constants, SHIFTED[False])
 

@@ -15,9 +15,10 @@ from jitconv.variants.compiling import njit
 from jitconv.variants.simd import NR_VECTORS, lanes_of
 from jitconv.variants.threads import Kernel
 from jitconv.variants.tiled.kernel import Choice
+from jitconv.variants.tiled.layout import aligned
 from jitconv.variants.tiled.table import TwoOps, choose_max_pool2d
 from jitconv.variants.winograd import bounds, kernels
-from jitconv.variants.winograd.kernels import SKEW, TAPS, Arrays, Filters, Launch, aligned
+from jitconv.variants.winograd.kernels import SKEW, TAPS, Arrays, Filters, Launch
 from jitconv.variants.winograd.table import Geometry, Pair, Shape, blocking, blocks, geometry_of, method
 from jitconv.variants.winograd.transforms import POINTS
 

@@ -18,7 +18,8 @@ import numpy as np
 from numba import literal_unroll
 
 from jitconv.variants.compiling import inner
-from jitconv.variants.simd import CACHE_LINE, NR_VECTORS, fma_outer, lanes, load_add, store, transpose, zeros
+from jitconv.variants.simd import NR_VECTORS, fma_outer, lanes, load_add, store, transpose, zeros
+from jitconv.variants.tiled.layout import aligned
 from jitconv.variants.tiled.product import HEIGHTS, NONE, clear, finite, share
 from jitconv.variants.winograd.transforms import BLOCK_TERMS, Square, input_tile, output_tile, weight_tile
 from jitconv.variants.workers import each_worker
@@ -93,13 +94,6 @@ class Workspace(NamedTuple):
     overflow: Any
     v_ld: int
     sums_ld: int
-
-
-def aligned(count, like):
-    """An array of so many numbers, of the dtype of an array, that begins at a cache line."""
-    numbers = np.empty(count + CACHE_LINE // like.itemsize, like.dtype)
-    first = -numbers.ctypes.data % CACHE_LINE // like.itemsize
-    return numbers[first : first + count]
 
 
 _aligned = inner(aligned)
