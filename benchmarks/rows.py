@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from jitconv import machine, variants
+from jitconv import functional, machine, variants
 from jitconv.cases import Case
+from jitconv.op import Bound
 
 # Given torch tensors, `interpreted` is the loop of the homework. On NumPy arrays the same loop is several times faster.
 variants.add(replace(variants.get("interpreted"), name="interpreted-numpy", device="cpu", tensors=False))
@@ -90,7 +91,11 @@ class Row:
     def info(self) -> dict[str, Any]:
         """Return the fields as the flat entries of extra_info."""
         shown = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "case"}
-        return shown | {"borrows": borrows(self.variant, self.layer), "name": self.name, "command": self.command}
+        return shown | {
+            "borrows": borrows(self.variant, self.layer, self.case),
+            "name": self.name,
+            "command": self.command,
+        }
 
     def __str__(self) -> str:
         return self.name
@@ -158,18 +163,32 @@ def _output(case: Case) -> torch.Tensor:
     return variants.get("torch").ops[case.layer](**inputs, **fixed, **case.arguments)
 
 
-def borrows(variant: str, layer: str) -> str:
-    """Return the variant whose kernels this one runs for a layer, because they are the same objects; "" if its own."""
+def borrows(variant: str, layer: str, case: Case | None = None) -> str:
+    """Return the variant whose kernel this one runs for a layer, because it is the same object; "" if its own.
+
+    What the kernel is can depend on shapes: it is the one that a call of the case is bound to.
+    """
     if variant not in variants.names():
         return ""
     chosen = variants.get(variant)
+    kernel = _kernel(chosen, layer, case)
     for name in variants.available():
         if name == variant:
             break
         other = variants.get(name)
-        if other.tensors == chosen.tensors and other.ops.get(layer) is chosen.ops.get(layer, variant):
+        if other.tensors == chosen.tensors and kernel is not None and _kernel(other, layer, case) is kernel:
             return name
     return ""
+
+
+def _kernel(variant: variants.Variant, layer: str, case: Case | None) -> Any:
+    """The kernel of a layer, as it is bound to the shapes of a case where it depends on them; None without one."""
+    kernel = variant.ops.get(layer)
+    if case is None or not hasattr(kernel, "bind"):
+        return kernel
+    inputs = {name: torch.empty(shape) for name, shape in case.arrays.items()}
+    request = getattr(functional, layer).__wrapped__(**inputs, **case.arguments, variant=variant)
+    return Bound(request.compute, variant, request.args, request.results).kernel
 
 
 def twice(rows: Iterable[Row]) -> list[Row]:

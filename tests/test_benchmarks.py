@@ -92,6 +92,13 @@ def test_a_registered_variant_is_measured_and_what_it_borrows_is_known() -> None
     assert borrows("mine", "relu") == ""
 
 
+def test_what_is_borrowed_depends_on_shapes() -> None:
+    for stride, other in ((1, ""), (2, "jit-tiled")):
+        case = Case("conv2d", "conv", {"input": (1, 64, 14, 14), "weight": (64, 64, 3, 3)}, {"stride": stride})
+        assert borrows("jit-winograd", "conv2d", case) == other
+        assert borrows("jit-tiled", "conv2d", case) == ""
+
+
 def test_names_are_a_rows_own_and_commands_select_it() -> None:
     for full in (False, True):
         rows = table(full)

@@ -55,7 +55,7 @@ def sections(results: Results) -> dict[str, Any]:
         "mistakes": MISTAKES,
         "gpu": _gpu(results),
         "limits": _limits(results),
-        "borrowed": sorted({(row.variant, row.layer, row.borrows) for row in results.rows if row.borrows}),
+        "borrowed": _borrowed(results),
         "gaps": _gaps(results),
         "machines": _machines(results.machines),
         "threads": _threads(results),
@@ -298,6 +298,17 @@ def _threads(results: Results) -> list[dict[str, str]]:
         if row.seconds > 3e-4:
             lines.append({"work": f"{row.work}, {row.quantity}", "ours": cells[0], "torch": cells[1]})
     return lines
+
+
+def _borrowed(results: Results) -> list[tuple[str, str, str]]:
+    """Which variant runs another one's kernels, and for what: a layer, or single works where others have its own."""
+    own = {(row.variant, row.layer) for row in results.rows if not row.borrows}
+    found = {
+        (row.variant, row.work if (row.variant, row.layer) in own else row.layer, row.borrows)
+        for row in results.rows
+        if row.borrows
+    }
+    return sorted(found)
 
 
 def _gaps(results: Results) -> list[str]:

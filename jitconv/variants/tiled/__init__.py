@@ -4,15 +4,15 @@ table.py says which kernel computes which shape. blocked.py convolves with chann
 worked out once, in geometry.py, for the loops of direct.py on the register tiles of microkernel.py. conv2d.py,
 grad_input.py and fused.py (with the pooling after it) convolve with pixels in the lanes, on shifts.py's shifted copies.
 product.py and dots.py are the products under them and linear.py; pooling.py and softmax.py stand alone. workers.py
-shares all of them out to the cores. What is left, relu and the biases' gradients, is bound by memory already:
-`jit-parallel` computes them.
+shares all of them out to the cores. What is left, relu and the gradient for linear's bias, is bound by memory
+already: `jit-parallel` computes them.
 """
 
 from typing import Any
 
 from jitconv.shapes import class_indices
 from jitconv.variants import Variant
-from jitconv.variants.tiled import linear, softmax
+from jitconv.variants.tiled import conv2d, linear, softmax
 from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.table import CONVOLUTIONS, plain
 
@@ -26,6 +26,7 @@ _drivers = (
 )
 _ops: dict[str, Any] = {op: kernel for op, kernel in plain.items() if not op.startswith("flatten")}  # flatten is a view
 _ops |= CONVOLUTIONS
+_ops["conv2d_grad_bias"] = Tiled(conv2d.conv2d_grad_bias, None)
 _ops |= {driver.__name__: Tiled(driver, None) for driver in _drivers}
 _ops["linear"], _ops["linear_relu"] = Tiled(linear.linear, None, False), Tiled(linear.linear, None, True)
 _ops["linear_grad_input"] = Tiled(linear.linear_gradient, None, False)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from jitconv.variants.elementwise import load, reduce_add, store, tile_size
 from jitconv.variants.rows import Conv
-from jitconv.variants.simd import MR
+from jitconv.variants.simd import MR, zeros
 from jitconv.variants.tiled.dots import Runs, dot_products
 from jitconv.variants.tiled.product import (
     FEW_ROWS,
@@ -20,6 +21,7 @@ from jitconv.variants.tiled.product import (
     inner,
     product,
     rows_of,
+    share,
     steps,
     workspace,
 )
@@ -39,6 +41,7 @@ from jitconv.variants.tiled.shifts import (
 from jitconv.variants.workers import each_worker
 
 LONG_SUM = 2304  # pixels that are summed up together in the gradient of the weights
+SUMS = 4  # registers of sums that are added up side by side
 
 
 def conv2d(start, workers, relu, x, weight, bias, stride, padding, dilation, out):
@@ -138,3 +141,22 @@ def _terms(runs):
     for k in range(offsets.size):
         offsets[k] = k // runs.length * runs.a_step + k % runs.length
     return offsets
+
+
+def conv2d_grad_bias(start, workers, grad, out):
+    """∂b[c] = Σ_n Σ_p ∂z[n, c, p] over the pixels p of a plane"""
+    each_worker(start, workers, _sum_planes, (grad.reshape(grad.shape[0], grad.shape[1], -1), out))
+
+
+@inner
+def _sum_planes(worker, workers, grad, out):
+    first, last = share(out.size, worker, workers, 1)
+    N, _, P = grad.shape
+    for c in range(first, last):
+        total = zeros(out, 1, SUMS)
+        for n in range(N):
+            plane = zeros(out, 1, SUMS)
+            for p in range(0, P, tile_size(plane)):
+                plane = plane + load(plane, grad[n, c], p, P - p, 0)
+            total = total + plane
+        store(reduce_add(total), out, c, 1)
