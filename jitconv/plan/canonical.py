@@ -77,11 +77,11 @@ def own_pooled_convolution(node: Node) -> Result:
 def _own_geometry(a: dict[str, Any], size: Sequence[int]) -> tuple[Any, ...] | None:
     """The arguments of torch's convolution that gives this size; None if zeros are more on one side."""
     stride, padding, dilation = pair(a["stride"]), pair(a["padding"]), pair(a["dilation"])
-    (_, _, *spatial), (_, C_group, *kernel) = shape(a["input"]), shape(a["weight"])
+    (C, *spatial), (_, C_group, *kernel) = shape(a["input"])[-3:], shape(a["weight"])
     for n, k, s, p, d, out in zip(spatial, kernel, stride, padding, dilation, size, strict=True):
         if (n + 2 * p - d * (k - 1) - 1) // s + 1 != out:
             return None
-    return stride, padding, dilation, shape(a["input"])[1] // C_group
+    return stride, padding, dilation, C // C_group
 
 
 def _own_pooling(a: dict[str, Any], prefix: str, spatial: Sequence[int]) -> tuple[Any, ...] | None:
@@ -142,7 +142,7 @@ def _clamp(a: dict[str, Any]) -> nodes.Activation:
 def max_pool2d(node: Node) -> Result:
     a = arguments(node)
     if "size" in a:
-        pooling = _own_pooling(a, "", shape(a["input"])[2:])
+        pooling = _own_pooling(a, "", shape(a["input"])[-2:])
         return pooling and (nodes.max_pool2d, (a["input"], pooling))
     kernel, stride = pair(a["kernel_size"]), a["stride"] or a["kernel_size"]
     if not _floating(a["self"]):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jitconv import shapes
+from jitconv import ops, shapes
 from jitconv.compat import schema_of
 from jitconv.op import SMALL
 from jitconv.plan import buffers, layout, nodes
@@ -260,11 +260,10 @@ BINDERS: dict[Any, Binder] = {
     nodes.add: add,
 }
 
-ELEMENTWISE_OPS = ("relu", "relu_grad_input")
-OTHER_OPS = (
+OWN_OPS = (
     "conv2d", "conv2d_relu", "conv2d_max_pool2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_bias",
     "max_pool2d", "max_pool2d_grad_input", "linear", "linear_relu", "linear_grad_input", "linear_grad_weight",
-    "linear_grad_bias",
+    "linear_grad_bias", "relu", "relu_grad_input",
 )  # fmt: skip
 
 
@@ -272,23 +271,27 @@ def own_op(low: Any, node: Node) -> list[KernelCall] | None:
     """jitconv's own operators as they are, in a training step: the tensors, the constants, the results."""
     schema = schema_of(node.target)
     op = schema.name.split("::")[1]
-    if op not in low.variant.ops or not (op in ELEMENTWISE_OPS or op in OTHER_OPS):
+    if op not in low.variant.ops or op not in OWN_OPS:
         return None
-    view = flat if op in ELEMENTWISE_OPS else lambda array: array
+    declared_op = getattr(ops, op)
+
+    def view(name: str, array: Array) -> Array:
+        return array._replace(shape=declared_op.kernel_shape(name, array.shape, {}))
+
     tensors: list[Any] = []
     constants: list[Any] = []
     for declared, given in zip(schema.arguments, node.args, strict=True):
         if "Tensor" in str(declared.type):
             array = np.zeros(shape(node.args[1])[0], _numpy(node.args[1])) if given is None else low.array(given)
-            tensors.append(view(array) if isinstance(array, Array) else array)
+            tensors.append(view(declared.name, array) if isinstance(array, Array) else array)
         elif declared.name not in ("size", "dim", "variant"):
             constants.append(tuple(given) if isinstance(given, (list, tuple)) else given)
     if len(schema.returns) == 1:
-        outs = [view(low.out(node))]
+        outs = [view(declared_op.results[0], low.out(node))]
     else:
         results = {user.args[1]: low.out(user) for user in node.users}
         outs = [
-            results.get(i) or buffers.new(tuple(v.shape), np.int64 if i else np.float32)
-            for i, v in enumerate(value(node))
+            view(name, results.get(i) or buffers.new(tuple(v.shape), np.int64 if i else np.float32))
+            for i, (name, v) in enumerate(zip(declared_op.results, value(node), strict=True))
         ]
     return [bind(low, op, [*tensors, *constants, *outs])]
