@@ -82,7 +82,7 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
 
     check: the layer's signature; its keyword `variant` is the Variant that will compute, where a caller gives a name.
     """
-    parameters = check.__code__.co_varnames
+    name, parameters = check.__name__.lstrip("_"), check.__code__.co_varnames
 
     @functools.wraps(check)
     def run(*args: Any, variant: str | None = None, **options: Any) -> Any:
@@ -98,7 +98,7 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
         chosen = _resolve(variant, args[0] if args else options.get("input"))  # raises where it cannot run
         request = check(*args, variant=chosen, **options)
         if key is None or request.is_half():
-            return _run_once(run, request, chosen, args, options)
+            return _run_once(name, run, request, chosen, args, options)
         names = [*parameters[: len(args)], *options]
         ready = Ready(request, chosen, [names.index(name) if name in names else None for name in parameters])
         if len(chosen.calls) >= CALLS:
@@ -109,9 +109,11 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _run_once(run: Any, request: Request, chosen: Variant, args: Sequence[Any], options: dict[str, Any]) -> Any:
+def _run_once(
+    name: str, run: Any, request: Request, chosen: Variant, args: Sequence[Any], options: dict[str, Any]
+) -> Any:
     """Run a layer for what is not bound: whole variants, half precision, compilers and others who look on."""
-    name, input = run.__name__.lstrip("_"), request.args[0]
+    input = request.args[0]
 
     def run_on(convert: Callable[[Any], Any]) -> Any:
         converted = {option: convert(value) for option, value in options.items()}
