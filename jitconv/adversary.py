@@ -63,6 +63,7 @@ def cases(dtype: str) -> list[Case]:
     denormal, large = float(limits.smallest_subnormal) * 1e4, float(limits.max) / 1e3
     small = float(limits.tiny) ** 0.5 * 1e-4
     return [
+        _case("normal numbers"),
         _case("huge pixels", huge_pixel),
         _case("zero and tiny taps", normal, tiny_taps),
         _case("huge pixels, zero and tiny taps", huge_pixel, tiny_taps),

@@ -65,7 +65,7 @@ def verify(
     json_file: Path | None,
 ) -> None:
     """Compare every layer, forward and backward, with torch: on real digits, then on the table of cases."""
-    network, cases, few = _checks(names, layers, images, sample)
+    network, cases, hard, few = _checks(names, layers, images, sample)
     output = Console(width=max(100, Console().width))
     for (dtype,), found in _grouped(network, "dtype").items():
         output.print(_digits_table(dtype, found if everything else _worst(found)))
@@ -75,7 +75,7 @@ def verify(
         "Bound used: the largest share of the allowed error; exact: bit for bit, as max_pool2d, relu, flatten must be."
     )
     if json_file is not None:
-        _write_checks(json_file, network, cases, few)
+        _write_checks(json_file, network, cases, hard, few)
     wrong = [one for one in (*network, *cases) if not one.ok]
     for one in wrong:
         output.print(f"wrong: {one.variant} {one.layer} {one.case} {one.quantity} {one.dtype}: {one.max_error:.3g}")
@@ -87,8 +87,11 @@ def verify(
 
 def _checks(
     names: tuple[str, ...], layers: tuple[str, ...], images: int, sample: bool
-) -> tuple[list[Any], list[Any], set[str]]:
-    """Check the variants on digits and on the table of cases; also return which saw only a sample of the table."""
+) -> tuple[list[Any], list[Any], list[Any], set[str]]:
+    """Check the variants on digits and on the table of cases.
+
+    Returns both, those of the table that try a bound of a variant's own, and which variants saw a sample of the table.
+    """
     from dataclasses import replace
 
     import numpy as np
@@ -121,7 +124,7 @@ def _checks(
         return [replace(one, variant=variant.name) for one in found]
 
     few = {v.name for v in chosen if sample or (v.name in COMPILES_EACH and v.name not in names)}
-    on_digits, on_table = [], []
+    on_digits, on_table, hard = [], [], []
     with np.errstate(invalid="ignore", over="ignore"), warnings.catch_warnings():
         # Some cases are made of NaN and infinity, and one makes torch mention a copy.
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
@@ -129,8 +132,8 @@ def _checks(
             on_digits += checks(digits, variant)
             on_table += checks(table[::EVERY] if variant.name in few else table, variant)
             if variant.bounds and "conv2d" in (layers or known):
-                on_table += [one for dtype in DTYPES for one in adversary.check_bounds(variant.name, dtype)]
-    return on_digits, on_table, few
+                hard += [one for dtype in DTYPES for one in adversary.check_bounds(variant.name, dtype)]
+    return on_digits, on_table + hard, hard, few
 
 
 def _digits_table(dtype: str, checks: list[Any]) -> Table:
@@ -161,7 +164,7 @@ def _cases_table(checks: list[Any], few: set[str]) -> Table:
     return table
 
 
-def _write_checks(path: Path, network: list[Any], cases: list[Any], few: set[str]) -> None:
+def _write_checks(path: Path, network: list[Any], cases: list[Any], hard: list[Any], few: set[str]) -> None:
     from dataclasses import asdict
 
     from jitconv import machine
@@ -176,6 +179,7 @@ def _write_checks(path: Path, network: list[Any], cases: list[Any], few: set[str
             | {"sample": variant in few}
             for (layer, variant, dtype), found in _grouped(cases, "layer", "variant", "dtype").items()
         ],
+        "own_bounds": [asdict(one) | {"ok": one.ok} for one in hard],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))

@@ -122,6 +122,7 @@ def _others(results: Results) -> dict[str, Any]:
         "gaps": results.gaps,
         "digits": results.digits,
         "cases": results.cases,
+        "own_bounds": results.own_bounds,
         "trainings": results.trainings,
         "instructions": results.instructions,
     }

@@ -75,15 +75,16 @@ class Results:
     """Everything the page is made of.
 
     rows: the benchmarks'. again: those measured once more. repeated: those that an earlier file has too.
-    digits, cases: the checks of `verify`. trainings: train's files. machines: what files were measured on. order: the
-    variants, slowest to fastest. By cores: spread, the variance of log times between passes; ratio_spread, that of log
-    ratios to torch; noise, how far A/A pairs differ. gaps: rows without a time, and why.
+    digits, cases, own_bounds: the checks of `verify`. trainings: train's files. machines: what files were measured on.
+    order: the variants, slowest to fastest. By cores: spread, the variance of log times between passes; ratio_spread,
+    that of log ratios to torch; noise, how far A/A pairs differ. gaps: rows without a time, and why.
     """
 
     rows: list[Row] = field(default_factory=list)
     again: list[Row] = field(default_factory=list)
     digits: list[dict[str, Any]] = field(default_factory=list)
     cases: list[dict[str, Any]] = field(default_factory=list)
+    own_bounds: list[dict[str, Any]] = field(default_factory=list)
     trainings: list[dict[str, Any]] = field(default_factory=list)
     machines: list[dict[str, Any]] = field(default_factory=list)
     gaps: list[dict[str, Any]] = field(default_factory=list)
@@ -158,7 +159,7 @@ def read(paths: Sequence[Path]) -> Results:
             content = {"machine": content["machine"], "trainings": [content]}
         machines = content.get("machines") or [content.get("machine") or content["machine_info"]]
         found.machines += [{"file": name} | machine for machine in machines]
-        for part in ("digits", "cases", "trainings", "instructions", "gaps"):
+        for part in ("digits", "cases", "own_bounds", "trainings", "instructions", "gaps"):
             getattr(found, part).extend(content.get(part, []))
         found.instructions += content.get("loops", [])
         for each in _of_page(content) if kind == "jitconv-page" else content.get("benchmarks", []):

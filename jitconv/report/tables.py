@@ -161,7 +161,22 @@ def correctness(results: Results) -> dict[str, Any]:
         }
         for name in results.sorted_variants(by_variant)
     ]
-    return {"columns": columns, "lines": lines, "cases": cases}
+    return {"columns": columns, "lines": lines, "cases": cases, "own": _own_bounds(results)}
+
+
+def _own_bounds(results: Results) -> list[dict[str, Any]]:
+    """Return a line a case that tries a variant's own bound: its largest error forward in float32, beside torch's."""
+    checks = [each for each in results.own_bounds if (each["quantity"], each["dtype"]) == ("forward", "float32")]
+    return [
+        {
+            "variant": each["variant"],
+            "case": each["case"],
+            "times": times(each["error"] / each["torch_error"]) if each["torch_error"] else "–",
+            "bound": percent(each["bound_used"]),
+        }
+        for each in checks
+        if math.isfinite(each["error"])
+    ]
 
 
 def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
