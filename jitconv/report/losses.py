@@ -34,7 +34,7 @@ def causes(results: Results) -> list[tuple[Any, str]]:
             lambda row, winner: row.group == "models" and "step" in row.quantity,
             "convolutions of 16 channels and more stay torch's in training",
         ),
-        (lambda row, winner: row.threads > 1, "work is shared out to the cores in fewer, larger parts"),
+        (lambda row, winner: row.threads > 1, "after each kernel the cores wait for the last of them"),
         (lambda row, winner: row.variant == PLAN, "its kernels for some of these shapes are faster"),
         (lambda row, winner: winner == BASELINE, "oneDNN's kernel fits this shape better"),
         (lambda row, winner: True, "not explained yet"),
