@@ -18,7 +18,7 @@ RUNGS = (  # of the hero, slowest to fastest: variant, what changed
     ("interpreted-numpy", "the same loops on NumPy arrays"),
     ("jit", "compiled"),
     ("jit-parallel", "shares out to cores: here is one"),
-    ("jit-static", "told its sizes"),
+    ("jit-static", "told its sizes, a row at a time"),
     (OURS, "register tiles by hand"),
     (PLAN, "the whole network as one call"),
 )

@@ -72,11 +72,11 @@ RUNGS = (
     Rung(
         "jit-static",
         "jit",
-        "The same source, compiled for each geometry with all sizes as constants: short loops unroll, the tests "
-        "for padding vanish, and the loop over columns becomes the innermost, on vectors.",
-        "variants/static.py",
-        ("_told",),
-        ("c_array(",),
+        "Plain loops still, now along a row of outputs and for four filters at a time, compiled for each geometry with "
+        "all sizes as constants: short loops unroll, the tests for padding vanish, and sums stay in vector registers.",
+        "variants/rows.py",
+        ("convolve_row",),
+        ("axpy(",),
     ),
     Rung(
         OURS,
