@@ -30,6 +30,7 @@ PASSES = {"quick": 2, "full": 5}
 MINUTES = {"quick": 9.0, "full": None}  # of measuring, after which further passes end; with peers, none do
 TRAININGS = {  # by name, the options of `jitconv train`
     "torch": "--variant torch",
+    "jit-static": "--variant jit-static",
     "jit-tiled": "--variant jit-tiled",
     "plan": "--compile jitconv",
     "vector": "--variant vector --epochs 1",
