@@ -26,6 +26,7 @@ from jitconv.variants.workers import each_worker
 
 FEW_OUTPUTS = 32  # up to here, transposing the images costs more than sums across lanes, if the sums are long:
 TERMS_PER_OUTPUT = 8
+FEW_IMAGES = 256  # up to here, results are computed transposed: the copy of more would not stay in the cache
 
 
 @inner
@@ -116,7 +117,7 @@ def linear(start, workers, relu, x, weight, bias, out):
     if wastes_tiles(N, NR_VECTORS * lanes(x)) or min(FEW_OUTPUTS, I // TERMS_PER_OUTPUT) >= O:
         add_bias(bias, out)
         each_worker(start, workers, by_dots, (relu, x, weight, out))
-    elif N <= O:
+    elif N <= O and N <= FEW_IMAGES:
         each_worker(start, workers, by_outputs, (relu, a_matrix(weight.reshape(-1), O, I), x, bias, out))
     else:
         add_bias(bias, out)

@@ -31,7 +31,8 @@ from jitconv.variants.simd import (
 SHORT_BLOCK, LONG_BLOCK = np.int64(64), np.int64(128)  # terms of a sum that are added up on their own: it bounds
 FEW_BLOCKS = 3  # the rounding error, which evens out over more blocks than these
 KC = 512  # terms of a sum, whole blocks, after which C is written
-NC = 256  # columns of C that are finished before the next ones
+NC = 256  # columns of C that are finished before the next ones, where B is packed,
+IN_PLACE_NC = 1024  # and where it is not
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < MR), MR)  # of a register tile
 PAGE = 4096  # bytes; what lies whole pages apart shares one set of the first-level cache
 FEW_ROWS = 128  # of A, up to which a panel of B is used too little to be worth packing
@@ -101,9 +102,9 @@ class Workspace(NamedTuple):
 def workspace(like):
     """The work arrays of products in the dtype of an array; what a product has no use for is not touched."""
     step, dtype = NR_VECTORS * lanes(like), like.dtype
-    untransposed, tiles = np.empty(LONG_BLOCK * step, dtype), np.empty((NC, 3), np.int64)
+    untransposed, tiles = np.empty(LONG_BLOCK * step, dtype), np.empty((IN_PLACE_NC, 3), np.int64)
     packing = PackWorkspace(np.empty(KC * NC, dtype), steps(KC, NONE, step), untransposed, tiles)
-    partial, a_rows = np.empty(MR * step * NC, dtype), np.empty(MR * A_LD, dtype)
+    partial, a_rows = np.empty(MR * step * IN_PLACE_NC, dtype), np.empty(MR * A_LD, dtype)
     return Workspace(packing, TileWorkspace(partial, a_rows, steps(KC, NONE, ONE), np.ones(step, dtype)))
 
 
@@ -199,8 +200,9 @@ def product(a, m_range, b, columns, c, bias, work):
         return
     nr, K, packing = NR_VECTORS * lanes(c.numbers), a.offsets.size, work.packing
     in_place = a.M <= FEW_ROWS and K > 0 and _is_readable(b, columns[1] - 1, nr)
-    for first in range(columns[0], columns[1], NC):
-        stop = min(first + NC, columns[1])
+    columns_at_once = IN_PLACE_NC if in_place else NC
+    for first in range(columns[0], columns[1], columns_at_once):
+        stop = min(first + columns_at_once, columns[1])
         count = _divide(b.columns, c.columns, in_place, first, stop, nr, packing.tiles)
         for k in range(0, max(K, 1), KC):  # once even for an empty sum, which is 0
             terms = k, min(k + KC, K)
