@@ -9,7 +9,8 @@
 
 "Many" fill most lanes of the registers. The channels that a product puts into the lanes are the filters, and for the
 gradient for the input the image's channels. Where the sum is over less than a register of channels pixels are in the
-lanes too: there are few channels to copy, and a blocked tile would add up too few terms.
+lanes too: there are few channels to copy, and a blocked tile would add up too few terms. So are they where one register
+holds all filters and lines are long: such a blocked tile is one vector wide, and loads as often as it multiplies.
 """
 
 import math
@@ -32,6 +33,7 @@ from jitconv.variants.tiled.product import SHORT_BLOCK
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
 FULL = 0.7  # of the lanes, from which on channels belong into them
 COL2IM_CHANNELS = 4  # of an image whose gradient is asked for
+COLOURS = 4  # channels of a picture, with transparency
 FEW_TERMS = 128  # of a 1×1 filter, up to which pixels stay in the lanes
 POOLED_TERMS = 2 * SHORT_BLOCK  # of a sum whose result is pooled in registers: of longer ones that saves nothing
 MOST_PIXELS = 1 << 31  # of an image whose indices fit into the lanes of a register of float32
@@ -64,11 +66,14 @@ class Blocked:
         self.convolution(x, packed, bias, None, args[-1])
 
 
-def is_narrow(channels: int, others: int, groups: int, stride: tuple[int, int], dtype: Any) -> bool:
-    """Whether a sum over `others` channels is so short, or its results so few, that copies of an image cost less."""
-    if stride != (1, 1) or (channels == others == 1 and groups > 1):
+def is_narrow(filters: int, inputs: int, groups: int, stride: tuple[int, int], width: int, dtype: Any) -> bool:
+    """Whether sums over so few channels, or so few filters of an image this wide, cost less on copies of the image."""
+    if (filters == inputs == 1 and groups > 1) or stride not in ((1, 1), (2, 2)):
         return False
-    return others < lanes_of(dtype) or max(channels, others) <= lanes_of(dtype)
+    if stride == (2, 2):
+        return inputs <= COLOURS
+    lanes = lanes_of(dtype)
+    return inputs < lanes or (filters <= lanes and inputs <= (4 * lanes if width >= lanes else lanes))
 
 
 def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]:
@@ -77,7 +82,7 @@ def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]
     (stride, padding, dilation), area = constants, math.prod(weight_shape[2:])
     filters, inputs = weight_shape[0] // groups, weight_shape[1]
     product = area == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and inputs <= FEW_TERMS
-    shifted = product or is_narrow(filters, inputs, groups, stride, dtype)
+    shifted = product or is_narrow(filters, inputs, groups, stride, arrays[-1][0][3], dtype)
     if not shifted and fills_lanes(filters, inputs, groups, area, dtype):
         how = Epilogue("relu" if relu else None)
         return Blocked(
