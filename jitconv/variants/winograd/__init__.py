@@ -17,20 +17,21 @@ from jitconv.variants.threads import Kernel
 from jitconv.variants.tiled.kernel import Choice
 from jitconv.variants.tiled.layout import aligned
 from jitconv.variants.tiled.table import TwoOps, choose_max_pool2d
-from jitconv.variants.winograd import bounds, kernels
-from jitconv.variants.winograd.kernels import SKEW, TAPS, Arrays, Filters, Launch
+from jitconv.variants.winograd import bounds, filters, kernels
+from jitconv.variants.winograd.filters import SKEW, TAPS, Filters
+from jitconv.variants.winograd.kernels import Arrays, Launch
 from jitconv.variants.winograd.table import Geometry, Pair, Shape, blocking, blocks, geometry_of, method
 from jitconv.variants.winograd.transforms import POINTS
 
 RECTIFIED, TRANSPOSED = ("conv2d_relu",), ("conv2d_grad_input",)  # what these ops do beside conv2d
 
-_pack, _convolve = Kernel(njit(kernels.pack)), Kernel(njit(kernels.conv2d))
+_pack, _convolve = Kernel(njit(filters.pack)), Kernel(njit(kernels.conv2d))
 
 
 class Pack:
     """Packs weight, (C_out, C_in/groups, 3, 3), for F(m×m, 3×3) or, transposed, for the gradient for the input.
 
-    The result is one array: the transformed filters, then weight itself, for tiles with numbers that are not finite;
+    The result is one array: the transformed filters, then weight itself, for calls with numbers that are not finite;
     weight alone if it has such a number.
     """
 
@@ -45,12 +46,12 @@ class Pack:
         return Filters(numbers, F * C * TAPS, C * TAPS, TAPS, 0, 1, F, C)
 
     def __call__(self, weight: np.ndarray) -> np.ndarray:
-        filters, step = self.filters(weight.reshape(-1), weight.shape), lanes_of(weight.dtype)
-        panels, channels = -(-filters.K // (NR_VECTORS * step)), -(-filters.C // step) * step
+        source, step = self.filters(weight.reshape(-1), weight.shape), lanes_of(weight.dtype)
+        panels, channels = -(-source.K // (NR_VECTORS * step)), -(-source.C // step) * step
         size = self.groups * panels * (self.m + 2) ** 2 * (channels * NR_VECTORS * step + SKEW)
         packed = aligned(size + weight.size, weight)
-        packed[size:] = filters.numbers
-        _pack(POINTS[self.m], filters, self.groups, packed[:size])
+        packed[size:] = source.numbers
+        _pack(POINTS[self.m], source, self.groups, packed[:size])
         return packed[size:] if math.isnan(packed[0]) else packed
 
 
@@ -68,18 +69,18 @@ class TiledConvolution:
         self.packs = {1: self.pack}
         low, high = dtype.type(0 if op in RECTIFIED else -np.inf), dtype.type(np.inf)
         top, left = (padding[0] - 2, padding[1] - 2) if self.transposed else (-padding[0], -padding[1])
-        self.launch = Launch(POINTS[m], blocks(geometry, m, dtype), *blocking(geometry, m, dtype), top, left, low, high)
+        how = geometry.C, geometry.K, blocks(geometry, m, dtype), *blocking(geometry, m, dtype)
+        self.launch = Launch(POINTS[m], *how, top, left, low, high)
         self.no_bias = np.zeros(geometry.K * geometry.groups, dtype)
 
     def __call__(self, x: np.ndarray, weight: np.ndarray, *args: Any) -> None:
         *bias, _, _, _, out = args
         packed, size = weight if weight.ndim == 1 else self.pack(weight), math.prod(self.weight)
-        numbers = packed[packed.size - size :]
-        if packed.size == size:
-            self.plain(x, numbers.reshape(self.weight), *args)
-            return
-        filters = self.pack.filters(numbers, self.weight)
-        _convolve(self.launch, filters, Arrays(x, packed, bias[0] if bias else self.no_bias, out))
+        overflow = np.ones(1, np.bool_)
+        if packed.size > size:
+            _convolve(self.launch, Arrays(x, packed, bias[0] if bias else self.no_bias, out), overflow)
+        if overflow[0]:
+            self.plain(x, packed[packed.size - size :].reshape(self.weight), *args)
 
 
 def choose(op: str, arrays: Any, constants: Any) -> Any:

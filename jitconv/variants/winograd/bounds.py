@@ -1,6 +1,6 @@
 """How wrong a Winograd convolution may be: c · Σ_c ‖pixels of the tile‖∞ · ‖filter‖₁, in units of eps, for every input.
 
-docs/equations.md derives it. It holds where that sum is finite; tiles with other numbers go the direct way.
+docs/equations.md derives it. It holds where that sum is finite; calls with other numbers go the direct way.
 """
 
 from typing import Any
