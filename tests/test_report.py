@@ -77,9 +77,8 @@ def test_the_headline_is_against_the_best_engine(tmp_path: Path) -> None:
     times = {"interpreted": 9.0, "jit": 7e-4, "jit_tiled": 1e-4, "torch": 4e-4, "onnxruntime": 2e-4}
     answer, page = build(tmp_path, benchmarks(tmp_path, *network(**times)))
     assert "takes 9.00 s in plain loops" in answer[0]
-    assert "700 µs in the same loops compiled, 1.8 (1.7–1.8) times as long as torch" in answer[0]
-    assert "2.0 (" in answer[1]
-    assert "for 1 image (ONNX Runtime)" in answer[1]
+    assert "700 µs in the same loops compiled; torch takes 400 µs." in answer[0]
+    assert "the fastest other engine is ONNX Runtime for 1 image at 2.0× our time (" in answer[1]
     assert "Not in this run: torch.compile, OpenVINO, JAX" in answer[1]
     ranks = page.partition('class="rank')[2]
     assert ranks.index("jit-tiled") < ranks.index("ONNX Runtime") < ranks.index("<b>torch</b>")
@@ -89,8 +88,8 @@ def test_the_plan_is_ours_where_it_was_measured(tmp_path: Path) -> None:
     times = {"interpreted": 9.0, "jit": 7e-4, "jit_tiled": 3e-4, "torch": 4e-4}
     rows = [*network(**times), row("jitconv plan", 1e-4, group="network", work="forward, 1", layer="network", batch=1)]
     answer, _ = build(tmp_path, benchmarks(tmp_path, *rows))
-    assert "planned as one call, 100 µs" in answer[0]
-    assert "4.0 (" in answer[1]
+    assert "Planned as one call it takes 100 µs." in answer[0]
+    assert "4.0× our time (" in answer[1]
     _, page = build(tmp_path, benchmarks(tmp_path, *network(**times)))
     assert words.NOT_MEASURED in page.partition("jitconv plan</span>")[2][:200]
 
@@ -101,7 +100,71 @@ def test_flagged_rows_have_no_rank(tmp_path: Path) -> None:
     _, page = build(tmp_path, benchmarks(tmp_path, *rows))
     ranks = page.partition('class="rank')[2]
     assert ranks.index("<b>torch</b>") < ranks.index("ONNX Runtime")
-    assert 'title="two modes"' in ranks
+    assert 'title="its times fall into two groups"' in ranks
+
+
+def test_a_factor_of_a_flagged_time_is_marked_and_no_win(tmp_path: Path) -> None:
+    rows = network(interpreted=9.0, jit=7e-4, jit_tiled=1e-4, torch=4e-4)
+    rows += [row("jit-tiled", 1e-3), row("torch", 2e-3)]
+    rows[2]["stats"]["data"] = [1e-4, 1e-4, 1e-4, 9e-4, 9e-4]
+    rows[5]["stats"]["data"] = [2e-4, 2e-4, 2e-4, 9e-4, 9e-4]
+    answer, page = build(tmp_path, benchmarks(tmp_path, *rows))
+    assert "it takes 100 µs‡." in answer[0]
+    assert words.FLAG_SAYS in answer[0], "where the mark first stands"
+    assert "4.0×‡ our time" in answer[1]
+    assert "wins 0 against torch and loses 0, 0 of them" in answer[2]
+    assert "1 are flagged ‡ and count for neither" in answer[2]
+    assert "7.0×‡" in page.partition('class="hero"')[2].partition("</ol>")[0]
+    assert "0.20×‡" in section(page, "layers")
+    block = readme.block(read([tmp_path / "benchmarks.json"]))
+    assert "| **100 µs‡** | 400 µs (4.0×‡) |" in block
+    assert block.count(words.FLAG_SAYS) == 1
+
+
+def test_losses_of_flagged_times_stand_apart(tmp_path: Path) -> None:
+    rows = [row("jit-tiled", 4e-3), row("torch", 2e-3), row("jit-tiled", 5e-3, work="pool, 64")]
+    rows.append(row("torch", 1e-3, work="pool, 64"))
+    rows[3]["stats"]["data"] = [1e-3, 1e-3, 1e-3, 3e-3, 3e-3]
+    lost = section(build(tmp_path, benchmarks(tmp_path, *rows))[1], "losses")
+    assert len(re.findall("<tr><th scope=.row. class=.work.>", lost)) == 1
+    assert "of flagged times ‡, 1 may be losses or not" in lost
+    assert "pool, 64, forward, one core: jit-tiled 5.00 ms, torch 1.00 ms‡ (its times fall into two groups)" in lost
+
+
+def test_a_plan_that_is_slower_than_its_layers_is_shown(tmp_path: Path) -> None:
+    where = {"group": "models", "work": "alexnet 64×64, 4", "layer": "network", "quantity": "step"}
+    names = {"jit-tiled": 4e-3, PLAN: 8e-3, "torch": 9e-3}
+    _, page = build(tmp_path, benchmarks(tmp_path, *(row(name, time, **where) for name, time in names.items())))
+    lines = section(page, "losses").partition("Where a plan is slower")[2]
+    assert "alexnet 64×64, 4, step" in lines
+    assert "<td>0.50×" in lines
+
+
+def test_small_steps_are_shown_with_their_source_and_as_many_images(tmp_path: Path) -> None:
+    where = {"group": "ladder", "work": "digits", "layer": "conv2d"}
+    rows = [
+        row("1_interpreted", 0.1, **{**where, "batch": 1, "flops": 1e6}),
+        row("2_compiled", 0.064, **{**where, "flops": 64e6}),
+        row("3_gone", 0.032, **{**where, "flops": 64e6}),
+    ]
+    _, page = build(tmp_path, benchmarks(tmp_path, *rows))
+    lines = re.findall(r"<tr><td>.*?</tr>", section(page, "ladder").partition('class="steps"')[2], re.DOTALL)
+    assert "<b>6.40 s</b>, from 1 image" in lines[0]
+    assert "it is the equation" in lines[0]
+    assert "<b>64.0 ms</b> 100×" in lines[1]
+    assert "examples/ladder has no file of this name now" in lines[2]
+    every = [row(file.stem, 0.1, **where) for file in ladder.SMALL_FILES.glob("[0-9]*.py")]
+    _, page = build(tmp_path, benchmarks(tmp_path, *every))
+    assert len(every) > 10
+    assert len(re.findall("<details><summary><b>[0-9]+_", section(page, "ladder"))) == len(every)
+
+
+def test_several_cores_are_compared_with_one_of_the_same(tmp_path: Path) -> None:
+    rows = [row("jit", 8e-3), row("jit-tiled", 2e-3), row("jit-tiled", 1e-3, threads=2)]
+    _, page = build(tmp_path, benchmarks(tmp_path, *rows))
+    rung = page.partition('id="rung-jit-tiled"')[2].partition("</article>")[0]
+    assert "<td>4.0×</td>" in rung
+    assert "<td>2.0×<small> over one core</small></td>" in rung
 
 
 def test_again_rows_give_the_noise_and_a_verdict(tmp_path: Path) -> None:
@@ -260,9 +323,11 @@ def test_ratios_as_people_write_them(value: float, shown: str) -> None:
 def test_the_rungs_sources_are_the_projects_own() -> None:
     for rung in ladder.RUNGS:
         if rung.names and (ROOT / "jitconv" / rung.file).exists():
-            text = ladder.source(rung.file, rung.names)
+            text = ladder.code_of(rung)
             assert text, f"{rung.file} has none of {rung.names}"
             assert text.split("\n")[0] in (ROOT / "jitconv" / rung.file).read_text()
+            whole = ladder.source(rung.file, rung.names)
+            assert all(word in whole for word in rung.span), f"{rung.names} has no line with {rung.span}"
             marked = str(ladder.coloured(text, rung.marked)).count("<mark>")
             assert marked or not rung.marked, f"no line of {rung.names} has one of {rung.marked}"
 
@@ -272,8 +337,8 @@ def test_extract_gives_back_what_the_page_is_made_of(tmp_path: Path) -> None:
     rows = row("jit-tiled", 1e-3), row("jit-tiled", 1.1e-3, **{"pass": 1}), row("torch", 2e-3)
     file = benchmarks(tmp_path, *rows, row("torch", 2.1e-3, again=True))
     (tmp_path / "later.json").write_text(file.read_text().replace("jit-tiled", "mine"))
-    for lot in ([COMMITTED], [file, tmp_path / "later.json"]):
-        _, page = build(tmp_path, *lot)
+    for files in ([COMMITTED], [file, tmp_path / "later.json"]):
+        _, page = build(tmp_path, *files)
         found = report.extract(tmp_path / "page.html")
         (tmp_path / "extracted.json").write_text(json.dumps(found))
         assert build(tmp_path, tmp_path / "extracted.json")[1] == page

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, trained_through
 from jitconv.report.roofline import roofline
-from jitconv.report.words import ACCENT, BAR, INK, LINE, SOFT, colour, cores, data_set, digits, named, seeds
+from jitconv.report.words import ACCENT, BAR, INK, LINE, SOFT, colour, cores, data_set, digits, lists, named, seeds
 
 SANS = "system-ui, -apple-system, Segoe UI, Noto Sans, DejaVu Sans, sans-serif"
 SINGLE_LAYERS = ("layers", "products", "resnet")
@@ -30,7 +30,7 @@ def charts(results: Results) -> dict[str, Any]:
         "roofline": _svg(
             roofline(results), "Roofline of one core: rate of each work over its operations for each byte"
         ),
-        "shares": _svg(_shares(results), "Share of single works at least p times as fast as torch, over p"),
+        "shares": _svg(_shares(results), f"Share of single layers at least this many times as fast as torch: {OURS}"),
         "scaling": [_svg(chart, f"Scaling: {title}") for title, chart in _scaling(results)],
         "training": [_svg(chart, f"Test accuracy over epochs: {title}") for title, chart in _training(results)],
     }
@@ -70,7 +70,7 @@ def _shares(results: Results) -> Any:
         ratios = sorted(
             row.ratio.middle
             for row in results.pick(variant=OURS, threads=threads)
-            if row.group in SINGLE_LAYERS and row.ratio is not None and not row.flags
+            if row.group in SINGLE_LAYERS and row.ratio is not None and not row.ratio_flags
         )
         for i, value in enumerate(ratios):
             rows.append({"p": min(32, max(0.125, value)), "share": 1 - i / len(ratios), "cores": cores(threads)})
@@ -85,12 +85,12 @@ def _shares(results: Results) -> Any:
             x=alt.X(
                 "p:Q",
                 scale=alt.Scale(type="log", domain=[0.125, 32]),
-                title="at least this many times torch's speed",
+                title=f"torch's time over {OURS}'s, at least",
                 axis=alt.Axis(values=[0.25, 0.5, 1, 2, 4, 8, 16, 32], labelExpr="datum.value + '×'", grid=False),
             ),
             y=alt.Y(
                 "share:Q",
-                title="share of works",
+                title="share of timings",
                 axis=alt.Axis(format="%", tickCount=5),
                 scale=alt.Scale(domain=[0, 1]),
             ),
@@ -105,10 +105,13 @@ def _shares(results: Results) -> Any:
     return (even + line).properties(width=330, height=220)
 
 
-def _lines(points: Sequence[dict[str, Any]], title: str, over: str, up: str, log: bool) -> Any:
+def _lines(
+    points: Sequence[dict[str, Any]], title: str, over: str, up: str, log: bool, below: Sequence[str] = ()
+) -> Any:
     """Lines in their variants' colours with their names at the ends; torch's is dashed.
 
     points: x, y and variant of each, with `low` and `high` of a band and a `note` behind the name if there are any.
+    below: lines under the title.
     """
     kind: Any = "log" if log else "linear"
     xs = sorted({float(point["x"]) for point in points})
@@ -145,7 +148,8 @@ def _lines(points: Sequence[dict[str, Any]], title: str, over: str, up: str, log
     if "low" in frame and frame["low"].notna().any():
         band = alt.Chart(frame.dropna()).mark_area(opacity=0.12)
         layers.insert(0, band.encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=paint))
-    return alt.layer(*layers).properties(width=WIDTH + LABELS, height=HEIGHT, title=title)
+    heading = alt.TitleParams(title, subtitle=list(below), subtitleColor=SOFT, subtitleFontSize=10.5)
+    return alt.layer(*layers).properties(width=WIDTH + LABELS, height=HEIGHT, title=heading)
 
 
 def _ends(points: Sequence[dict[str, Any]], low: float, high: float, log: bool) -> list[dict[str, Any]]:
@@ -176,7 +180,7 @@ def _growth(rows: Sequence[tuple[float, float]]) -> str:
 
 
 def _panel(rows: Sequence[tuple[float, Row]], title: str, over: str, up: str, value: Any) -> list[tuple[str, Any]]:
-    """A small chart of rows by a size, of those variants that were measured at several."""
+    """A small chart of rows by a size, of those variants that were measured at several; it names what is left out."""
     by_variant: dict[str, list[tuple[float, Row]]] = defaultdict(list)
     for size, row in rows:
         if not row.flags:
@@ -186,7 +190,11 @@ def _panel(rows: Sequence[tuple[float, Row]], title: str, over: str, up: str, va
         if len(each) > 1:
             note = f" {_growth([(size, row.seconds) for size, row in each])}"
             found += [{"x": size, "y": value(row), "variant": variant, "note": note} for size, row in each]
-    return [(title, _lines(found, title, over, up, log=True))] if found else []
+    shown = {each["variant"] for each in found}
+    flagged = [f"{named(row.variant)} at {size:g}" for size, row in rows if row.flags and row.variant in shown]
+    below = [f"behind a name p: its time grows as ({over})^p"]
+    below += [f"flagged, left out: {lists(flagged)}"] * bool(flagged)
+    return [(title, _lines(found, title, over, up, log=True, below=below))] if found else []
 
 
 def _rate(row: Row) -> float:

@@ -1,4 +1,4 @@
-"""The first screen: the answer in three sentences, the hero staircase, the ranking of engines, and how sure it is."""
+"""The first screen: the answer in three parts, the hero staircase, the ranking of engines, and how sure it is."""
 
 import math
 from typing import Any
@@ -6,8 +6,19 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
-from jitconv.report.words import between, colour, cores, digits, lists, named, seconds, times
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, marked
+from jitconv.report.words import (
+    FLAG_SAYS,
+    FLAGGED,
+    between,
+    colour,
+    cores,
+    digits,
+    lists,
+    named,
+    seconds,
+    times,
+)
 
 ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "jax")  # those that ours is ranked against
 WORKS = (("forward, 1", "1 image"), ("forward, 64", "64 images"), ("forward, 1000", "1000 images"))
@@ -17,7 +28,7 @@ RUNGS = (  # of the hero, slowest to fastest: variant, what changed
     ("interpreted", "every number a tensor, as in the homework"),
     ("interpreted-numpy", "the same loops on NumPy arrays"),
     ("jit", "compiled"),
-    ("jit-parallel", "shares out to cores: here is one"),
+    ("jit-parallel", "shared out, here to one core"),
     ("jit-static", "told its sizes, a row at a time"),
     (OURS, "register tiles by hand"),
     (PLAN, "the whole network as one call"),
@@ -25,9 +36,9 @@ RUNGS = (  # of the hero, slowest to fastest: variant, what changed
 
 
 def ours(results: Results, work: str, threads: int) -> Row | None:
-    """Return our best row of a whole-network work: the plan where it was measured and is faster, else jit-tiled."""
+    """Return our best row of a whole-network work, the plan's or jit-tiled's: the faster of those without a flag."""
     rows = [results.one(group="network", work=work, variant=name, threads=threads) for name in (OURS, PLAN)]
-    return min((row for row in rows if row), key=lambda row: row.seconds, default=None)
+    return min((row for row in rows if row), key=lambda row: (bool(row.flags), row.seconds), default=None)
 
 
 def best_other(results: Results, work: str, threads: int) -> Row | None:
@@ -37,57 +48,49 @@ def best_other(results: Results, work: str, threads: int) -> Row | None:
 
 
 def answer(results: Results) -> list[Markup]:
-    """Return what came out in three sentences, or fewer where it was not measured."""
-    return [sentence for sentence in (_climb(results), _race(results), _layers(results)) if sentence]
+    """Return what came out in three parts, or fewer where it was not measured; what ‡ says where it first stands."""
+    parts = [part for part in (_climb(results), _race(results), _layers(results)) if part]
+    first = next((i for i, part in enumerate(parts) if FLAGGED in part), None)
+    if first is not None:
+        parts[first] += Markup(" ") + FLAG_SAYS
+    return parts
 
 
 def _climb(results: Results) -> Markup:
     found = {row.variant: row for row in results.pick(group="network", work="forward, 1", threads=1)}
     if not {"interpreted", "jit", OURS} <= found.keys():
         return Markup("")
-    times = {name: f"{seconds(row.seconds)}{'‡' * bool(row.flags)}" for name, row in found.items()}
-    arrays = f", {times['interpreted-numpy']} on arrays" if "interpreted-numpy" in times else ""
-    told = (
-        f"; compiled with every size as a constant, and a row at a time, <b>{times['jit-static']}</b>"
-        f"{_beside_torch(results, found, 'jit-static')}"
-        if "jit-static" in times
-        else ""
-    )
-    plan = f" and, planned as one call, <b>{times[PLAN]}</b>" if PLAN in times else ""
+    time = {name: row.shown for name, row in found.items()}
+    told = ""
+    if "jit-static" in time:
+        told = f", and <b>{time['jit-static']}</b> in loops along rows that are told every size"
+    torchs = f"; torch takes {time[BASELINE]}" if BASELINE in time else ""
+    plan = f" Planned as one call it takes <b>{time[PLAN]}</b>." if PLAN in time else ""
     return Markup(
-        f"One image through the network takes {times['interpreted']} in plain loops as Python interprets "
-        f"them on tensors{arrays}, and <b>{times['jit']}</b> in the same loops compiled"
-        f"{_beside_torch(results, found, 'jit')}{told}; rewritten for vector registers, which are no plain loops any "
-        f"more, <b>{times[OURS]}</b>{plan}."
+        f"One image through the network takes {time['interpreted']} in plain loops as Python interprets them, "
+        f"<b>{time['jit']}</b> in the same loops compiled{told}{torchs}. By hand, in tiles of vector registers, which "
+        f"are no plain loops any more, it takes <b>{time[OURS]}</b>.{plan}"
     )
-
-
-def _beside_torch(results: Results, found: dict[str, Row], variant: str) -> str:
-    """How a variant's time compares with torch's, in words."""
-    if BASELINE not in found:
-        return ""
-    slower = found[variant].seconds > found[BASELINE].seconds
-    rows = (found[variant], found[BASELINE]) if slower else (found[BASELINE], found[variant])
-    factor, interval = between(results.ratio(*rows))
-    return f", {factor}{f' ({interval})' * bool(interval)} times {'as long as' if slower else 'as fast as'} torch"
 
 
 def _race(results: Results) -> Markup:
-    parts = []
+    by_engine: dict[str, list[str]] = {}
     for work, title in (*WORKS, STEP):
         mine, other = ours(results, work, 1), best_other(results, work, 1)
         if mine is None or other is None:
             continue
-        factor, interval = between(results.ratio(other, mine))
-        words = "a training step" if title == STEP[1] else title
-        interval = f" ({interval})" if interval else ""
-        parts.append(f"<b>{factor}</b>{interval} for {words} ({escape(named(other.variant))})")
-    if not parts:
+        ratio = results.ratio(other, mine)
+        interval = between(ratio)[1]
+        factor = f"<b>{times(ratio.middle)}{marked(other, mine)}</b>" + " our time" * (not by_engine)
+        words = f"{'a training step' if title == STEP[1] else title} at {factor}{f' ({interval})' * bool(interval)}"
+        by_engine.setdefault(other.variant, []).append(words)
+    if not by_engine:
         return Markup("")
+    parts = [f"{escape(named(engine))} for {lists(works)}" for engine, works in by_engine.items()]
     others = {row.variant for row in results.pick(group="network") if row.variant in ENGINES}
     missing = [named(name) for name in ENGINES if name not in others]
     note = f" Not in this run: {', '.join(missing)}." if missing else ""
-    return Markup(f"On one core the fastest other engine takes, as a multiple of our time, {lists(parts)}.{note}")
+    return Markup(f"On one core the fastest other engine is {', and '.join(parts)}.{note}")
 
 
 def _layers(results: Results) -> Markup:
@@ -95,17 +98,25 @@ def _layers(results: Results) -> Markup:
     rows = [row for row in rows if row.ratio is not None]
     if not rows:
         return Markup("")
-    tied = [row for row in rows if row.tie or row.flags]
-    won = [row for row in rows if row not in tied and row.ratio and row.ratio.middle > 1]
-    lost = len(rows) - len(tied) - len(won)
-    small = sum(row.seconds < 1e-4 for row in rows if row not in tied and row not in won)
+    flagged = [row for row in rows if row.ratio_flags]
+    tied = [row for row in rows if row.tie and not row.ratio_flags]
+    won = [row for row in rows if not (row.tie or row.ratio_flags) and row.ratio and row.ratio.middle > 1]
+    lost = [row for row in rows if not (row.tie or row.ratio_flags) and row not in won]
+    small = sum(row.seconds < 1e-4 for row in lost)
+    left_out = f"; {len(flagged)} are flagged {FLAGGED} and count for neither" if flagged else ""
     ours_checked = [each for each in results.cases if each["variant"] != BASELINE]
     checked, wrong = (sum(each[name] for each in ours_checked) for name in ("results", "wrong"))
-    proof = f" Of {checked:,} checked results {wrong or 'none'} lie outside their rounding bounds." if checked else ""
+    proof = (
+        f" Of {checked:,} results of layers, forward and backward, that were checked against torch, "
+        f"{wrong or 'none'} lie outside their rounding bounds."
+        if checked
+        else ""
+    )
     gpu = "" if results.pick(device="cuda") else " No CUDA variant was ever run on a device."
     return Markup(
-        f"Of {len(rows)} timings of single layers {OURS} wins <b>{len(won)}</b> against torch and loses <b>{lost}</b>, "
-        f"{small} of them calls below 0.1 ms; {len(tied)} are too close to tell.{proof}{gpu}"
+        f"Of {len(rows)} timings of single layers {OURS} wins <b>{len(won)}</b> against torch and loses "
+        f"<b>{len(lost)}</b>, {small} of them calls below 0.1 ms; {len(tied)} are too close to tell{left_out}."
+        f"{proof}{gpu}"
     )
 
 
@@ -179,8 +190,8 @@ def hero(results: Results) -> dict[str, Any]:
 
 def _factor(results: Results, before: Row, row: Row) -> str:
     """How many times as fast as the rung before, and whether that can be told."""
-    factor = results.ratio(before, row)
-    return times(factor.middle) + ", even" * (factor.known and level(factor, row.noise))
+    factor, mark = results.ratio(before, row), marked(before, row)
+    return times(factor.middle) + (mark or ", even" * (factor.known and level(factor, row.noise)))
 
 
 def link(row: Row) -> str:
@@ -216,7 +227,7 @@ def _column(results: Results, work: str, title: str, threads: int) -> dict[str, 
                 "share": 100 * row.seconds / most,
                 "flags": ", ".join(row.flags),
                 "even": even,
-                "factor": "" if factor is None else times(factor.middle),
+                "factor": "" if factor is None else times(factor.middle) + marked(mine, row),
                 "between": "" if factor is None else between(factor)[1],
                 "link": link(row),
                 "colour": colour(row.variant),
@@ -243,7 +254,8 @@ def doubt(results: Results) -> dict[str, Any]:
         "commit": str(results.commit.get("id", ""))[:10],
         "dirty": bool(results.commit.get("dirty")),
         "suite": results.suite,
-        "spread": " and ".join(f"{digits(100 * math.sqrt(v), 2)} % on {cores(n)}" for n, v in results.spread.items()),
+        "spread": lists([f"{digits(100 * math.sqrt(v), 2)} % on {cores(n)}" for n, v in results.spread.items()]),
+        "lanes": lists([cores(n) for n in results.lanes]),
     }
 
 

@@ -5,8 +5,8 @@ from collections import defaultdict
 from typing import Any
 
 from jitconv.report.first import ENGINES, SINGLE, link
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level
-from jitconv.report.words import between, cores, digits, named, percent, times
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, marked
+from jitconv.report.words import between, cores, digits, named, percent, times, work_of
 
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
 SMALL = 1e-4  # seconds: losses of shorter calls are folded together
@@ -14,7 +14,10 @@ SMALL = 1e-4  # seconds: losses of shorter calls are folded together
 
 def causes(results: Results) -> list[tuple[Any, str]]:
     """Return the table of causes: a test of our row and the winner, and a sentence; the first that fits is shown."""
-    calls = {name: [row.seconds for row in results.pick(group="overhead", variant=name)] for name in (OURS, BASELINE)}
+    calls = {
+        name: [row.seconds for row in results.pick(group="overhead", variant=name) if not row.flags]
+        for name in (OURS, BASELINE)
+    }
     cost = "a call costs more in Python than in C++ before it computes"
     if all(calls.values()):
         (a, b), (c, d) = ((1e6 * min(each), 1e6 * max(each)) for each in calls.values())
@@ -53,9 +56,10 @@ def _shares(results: Results, theirs: Row, ours: Row) -> str:
 def losses(results: Results) -> dict[str, Any]:
     """Return where the faster of jit-tiled and a plan is slower than the fastest of all others, by the time lost.
 
-    Not jit-winograd, whose rounding errors are larger: it is no rival, and neither is it ours.
+    Not jit-winograd, whose rounding errors are larger: it is no rival, and neither is it ours. flagged: those that a
+    flagged row has a part in. plans: works of which a plan is slower than jit-tiled's layers one by one.
     """
-    found, close, why = [], 0, causes(results)
+    found, flagged, plans, close, why = [], [], [], 0, causes(results)
     by_work: dict[Any, list[Row]] = defaultdict(list)
     for row in results.rows:
         if row.group in RACED and row.device == "cpu":
@@ -63,33 +67,53 @@ def losses(results: Results) -> dict[str, Any]:
     for rows in by_work.values():
         rows.sort(key=lambda row: (bool(row.flags), row.seconds))
         mine = next((row for row in rows if row.variant in (OURS, PLAN)), None)
-        best = next((row for row in rows if row.variant not in (OURS, PLAN, "jit-winograd") and not row.flags), None)
-        if mine is None or best is None or best.seconds >= mine.seconds:
+        rivals = [row for row in rows if row.variant not in (OURS, PLAN, "jit-winograd")]
+        if mine is None:
             continue
-        factor = results.ratio(best, mine)
-        reason = next(words for fits, words in why if fits(mine, best.variant))
-        if mine.flags or level(factor, mine.noise):
+        plan, layers = (next((row for row in rows if row.variant == name), None) for name in (PLAN, OURS))
+        if plan and layers and _slower(results, plan, layers) and not (plan.flags or layers.flags):
+            step = "convolutions of 16 channels and more stay torch's in a plan's training"
+            plans.append(_line(results, layers, plan, step if "step" in plan.quantity else "not explained yet"))
+        best = next((row for row in rivals if not row.flags), None)
+        if best is not None and best.seconds < mine.seconds and not mine.flags:
+            if _slower(results, mine, best):
+                reason = next(words for fits, words in why if fits(mine, best.variant))
+                shares = _shares(results, best, mine) if mine.seconds >= SMALL else ""
+                found.append(_line(results, best, mine, reason + shares))
+                continue
             close += 1
-            continue
-        found.append(
-            {
-                "work": mine.work,
-                "quantity": mine.quantity,
-                "cores": cores(mine.threads),
-                "lost": mine.seconds - best.seconds,
-                "through": mine.variant,
-                "winner": named(best.variant),
-                "ours": mine.seconds,
-                "theirs": best.seconds,
-                "ratio": times(factor.middle),
-                "between": between(factor)[1],
-                "why": reason + (_shares(results, best, mine) if mine.seconds >= SMALL else ""),
-                "link": link(mine),
-            }
-        )
-    found.sort(key=lambda line: -line["lost"])
+        fastest = min(rivals, key=lambda row: row.seconds, default=None)
+        if fastest is not None and (mine.flags or fastest.flags) and _slower(results, mine, fastest):
+            flagged.append(_line(results, fastest, mine, ", ".join(dict.fromkeys((*mine.flags, *fastest.flags)))))
+    for lines in (found, flagged, plans):
+        lines.sort(key=lambda line: -line["lost"])
     large = [line for line in found if line["ours"] >= SMALL]
     small = [line for line in found if line["ours"] < SMALL]
-    for line in large:
-        line["width"] = 100 * line["lost"] / large[0]["lost"]
-    return {"large": large, "small": small, "close": close, "sum": sum(line["lost"] for line in small)}
+    for lines in (large, plans):
+        for line in lines:
+            line["width"] = 100 * line["lost"] / lines[0]["lost"]
+    lost = sum(line["lost"] for line in small)
+    return {"large": large, "small": small, "flagged": flagged, "plans": plans, "close": close, "sum": lost}
+
+
+def _slower(results: Results, mine: Row, other: Row) -> bool:
+    """Whether the other row is faster, and that can be told."""
+    return other.seconds < mine.seconds and not level(results.ratio(other, mine), mine.noise)
+
+
+def _line(results: Results, best: Row, mine: Row, why: str) -> dict[str, Any]:
+    factor = results.ratio(best, mine)
+    return {
+        "what": work_of(mine),
+        "cores": cores(mine.threads),
+        "lost": mine.seconds - best.seconds,
+        "through": mine.variant,
+        "winner": named(best.variant),
+        "ours": mine.seconds,
+        "ours_shown": mine.shown,
+        "theirs": best.shown,
+        "ratio": times(factor.middle) + marked(best, mine),
+        "between": between(factor)[1],
+        "why": why,
+        "link": link(mine),
+    }

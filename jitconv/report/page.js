@@ -60,7 +60,7 @@ if ($("heat")) {
     const places = (ratio(row.ratio ?? 1).split(".")[1] ?? "").length, apart = (x) => Number(x.toFixed(places)).toLocaleString("en", { minimumFractionDigits: places });
     const fact = (name, words) => { facts.append(make("dt", {}, name)); facts.append(make("dd", {}, words)); };
     fact("time", seconds(row.seconds) + (row.low ? `, 95 % ${seconds(row.low)} to ${seconds(row.high)}` : ", too few rounds for an interval"));
-    if (row.ratio) fact("torch / this", `${ratio(row.ratio)}×` + (row.ratio_low ? `, 95 % ${apart(row.ratio_low)} to ${apart(row.ratio_high)}` : ""));
+    if (row.ratio) fact("torch / this", `${ratio(row.ratio)}×${row.flags.length + (rival?.flags.length ?? 0) ? "‡" : ""}` + (row.ratio_low ? `, 95 % ${apart(row.ratio_low)} to ${apart(row.ratio_high)}` : ""));
     fact("rounds", `${samples(row).length} in ${row.passes.length} pass${row.passes.length > 1 ? "es" : ""}`);
     fact("bound used", row.variant === "torch" ? "the reference" : row.bound_used ? `${digits(100 * row.bound_used, 2)} %` : "none, bit for bit");
     if (row.flags.length) fact("flagged", row.flags.join(", "));
@@ -125,7 +125,7 @@ if ($("heat")) {
     const at = hash.startsWith("row=") ? rows.findIndex((row) => link(row) === hash) : -1, button = at >= 0 && body.querySelector(`button[data-i="${at}"]`);
     if (!button) { if (wide.matches && !hash) { const first = natural.find((line) => line.offsetParent)?.querySelector("button[data-i]"); if (first && !open) show(first, false, true); } return; }
     const line = button.closest("tr").dataset;
-    pick("quantity", line.q); pick("images", line.lot); pick("cores", line.t);
+    pick("quantity", line.q); pick("images", line.choice); pick("cores", line.t);
     if (!open || open.button !== button) show(button, true, true);
   };
   load();

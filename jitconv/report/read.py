@@ -12,7 +12,7 @@ import numpy as np
 
 from jitconv.report import intervals
 from jitconv.report.intervals import Interval
-from jitconv.report.words import DATA_SETS
+from jitconv.report.words import DATA_SETS, FLAGGED, cores, lists, seconds
 
 OURS, BASELINE, PLAN = "jit-tiled", "torch", "jitconv plan"
 GPU_TIMES = ("kernel_seconds", "end_to_end_seconds")  # beside `seconds`, from a call until it is done
@@ -28,7 +28,8 @@ class Row:
     """A row over all its passes; `info` is what the benchmark wrote of it (see benchmarks/rows.py), in `file`.
 
     passes: the rounds of each pass in seconds. time: the median with its interval. ratio: the baseline's time over
-    this one's, on as many cores. flags: why the row is no measurement, in words; such a row has no rank.
+    this one's, on as many cores. flags: why the row is no measurement, in words; such a row has no rank. ratio_flags:
+    those of either row of the ratio.
     """
 
     info: dict[str, Any]
@@ -39,6 +40,7 @@ class Row:
     ratio: Interval | None = None
     noise: float = 0.0
     flags: tuple[str, ...] = ()
+    ratio_flags: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -49,6 +51,11 @@ class Row:
     @property
     def seconds(self) -> float:
         return self.time.middle
+
+    @property
+    def shown(self) -> str:
+        """The time in words, marked where the row is flagged."""
+        return seconds(self.seconds) + marked(self)
 
     @property
     def samples(self) -> list[float]:
@@ -63,6 +70,11 @@ class Row:
     def work_key(self) -> tuple[Any, ...]:
         """What is compared: the same work on as many cores."""
         return tuple(self.info[name] for name in KEY if name != "variant")
+
+
+def marked(*rows: Row | None) -> str:
+    """Return the mark of a number that a flagged row has a part in, or nothing."""
+    return FLAGGED * any(row is not None and bool(row.flags) for row in rows)
 
 
 def level(ratio: Interval, noise: float) -> bool:
@@ -137,8 +149,8 @@ class Results:
             return "unknown", "no row was measured twice"
         worst = max(self.noise.values())
         word = "quiet" if worst <= QUIET else "noisy" if worst <= NOISY else "unusable"
-        lanes = ", ".join(f"{100 * noise:.1f} % on {threads}" for threads, noise in sorted(self.noise.items()))
-        return word, f"nine of ten rows measured twice differ by less than {lanes} core{'s' * (len(self.noise) > 1)}"
+        lanes = lists([f"{100 * noise:.1f} % on {cores(threads)}" for threads, noise in sorted(self.noise.items())])
+        return word, f"nine of ten rows measured twice differ by less than {lanes}"
 
 
 def read(paths: Sequence[Path]) -> Results:
@@ -237,8 +249,8 @@ def _flags(row: Row, infos: list[dict[str, Any]]) -> tuple[str, ...]:
     spare = max(each.get("other_cores", 0) - (each.get("cores", 0) - row.threads) for each in infos) if infos else 0
     spare = spare if all("cores" in each for each in infos) else 0
     checks = {
-        "two modes": any(intervals.two_modes(rounds) for rounds in row.passes),
-        "whole time slices": any(intervals.time_slices(rounds, row.iterations) for rounds in row.passes),
+        "its times fall into two groups": any(intervals.two_modes(rounds) for rounds in row.passes),
+        "interrupted by another program": any(intervals.time_slices(rounds, row.iterations) for rounds in row.passes),
         "other programs took its cores": spare > LATE,
         "ran on more cores than it was given": any(each.get("used_cores", 0) > row.threads + BUSY for each in infos)
         and row.device == "cpu",
@@ -273,6 +285,7 @@ def _fill(found: Results, rows: list[Row]) -> None:
         theirs = own.get((row.file, row.work_key), baseline.get(row.work_key))
         if theirs is not None and theirs is not row:
             row.ratio = found.ratio(theirs, row)
+            row.ratio_flags = tuple(dict.fromkeys((*row.flags, *theirs.flags)))
 
 
 def trained_through(run: dict[str, Any]) -> str:

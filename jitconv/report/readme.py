@@ -4,8 +4,8 @@ from pathlib import Path
 
 from jitconv.report import first
 from jitconv.report.losses import losses
-from jitconv.report.read import OURS, PLAN, Results
-from jitconv.report.words import cores, named, seconds, times
+from jitconv.report.read import OURS, PLAN, Results, marked
+from jitconv.report.words import FLAG_SAYS, FLAGGED, cores, named, times
 
 BEGIN, END = "<!-- from the results -->", "<!-- end -->"
 LOSSES = 3
@@ -24,8 +24,9 @@ def write(readme: Path, results: Results) -> None:
 def block(results: Results) -> str:
     """Return it as Markdown."""
     doubt = first.doubt(results)
-    parts = [" ".join(first.plain(sentence) for sentence in first.answer(results)), _engines(results)]
-    flagged = " ‡ is a time whose rounds are no measurement, as the report says." if "‡" in "".join(parts) else ""
+    said, table = " ".join(first.plain(part) for part in first.answer(results)), _engines(results)
+    parts = [said, table]
+    flagged = f" {FLAG_SAYS}" if FLAGGED in table and FLAG_SAYS not in said else ""
     parts.append(
         f"Medians of {results.passes} pass{'es' if results.passes != 1 else ''} on {doubt['machine']}, which was "
         f"{doubt['verdict']} ({doubt['why']}); float32; in brackets, an engine's time over our best on as many "
@@ -46,9 +47,9 @@ def _engines(results: Results) -> str:
                 if row is None or mine is None:
                     cells.append("–")
                 elif row is mine:
-                    cells.append(f"**{seconds(row.seconds)}**")
+                    cells.append(f"**{row.shown}**")
                 else:
-                    cells.append(f"{seconds(row.seconds)} ({times(row.seconds / mine.seconds)}{'‡' * bool(row.flags)})")
+                    cells.append(f"{row.shown} ({times(row.seconds / mine.seconds)}{marked(row, mine)})")
             if mine is not None:
                 lines.append(f"| {title}, {cores(threads)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
@@ -59,11 +60,12 @@ def _losses(results: Results) -> str:
     if not lost["large"] and not lost["small"]:
         return ""
     shown = [
-        f"- {line['work']}, {line['quantity']}, {line['cores']}: {line['through']} {seconds(line['ours'])}, "
-        f"{line['winner']} {seconds(line['theirs'])} ({line['ratio']}): {line['why']}"
+        f"- {line['what']}, {line['cores']}: {line['through']} {line['ours_shown']}, "
+        f"{line['winner']} {line['theirs']} ({line['ratio']}): {line['why']}"
         for line in lost["large"][:LOSSES]
     ]
     small = f"- {len(lost['small'])} calls of microseconds: {lost['small'][0]['why']}" if lost["small"] else ""
     more = max(0, len(lost["large"]) - LOSSES)
-    head = f"**Where {OURS} and plans lose**, the most time first ({more} more are in the report):"
+    flagged = f" and {len(lost['flagged'])} of flagged times" if lost["flagged"] else ""
+    head = f"**Where {OURS} and plans lose**, the most time first ({more} more{flagged} are in the report):"
     return "\n".join([head, *shown, *([small] if small else [])])

@@ -110,13 +110,13 @@ def roofline(results: Results) -> Any:
             ),
         ),
     ]
-    lines, ends = [], [{"intensity": high, "rate": peak, "label": f"peak {peak:.0f} GFLOP/s", "below": False}]
+    lines, ends = [], [{"intensity": high, "rate": peak, "label": f"peak {digits(peak, 3)} GFLOP/s", "below": False}]
     for where, limit in ({"peak": math.inf} | limits).items():
         corner = max(low, peak * 1e9 / limit)
         bends = [low, *([corner] if low < corner < high else []), high]
         lines += [{"limit": where, "intensity": each, "rate": min(peak, each * limit / 1e9)} for each in bends]
         if limit < math.inf:
-            text = f"{where.removeprefix('copy ')}, {digits(limit / 1e9, 2)} GB/s"
+            text = f"{where.removeprefix('copy ')}, {digits(limit / 1e9, 3)} GB/s"
             ends.append({"intensity": low, "rate": min(peak, low * limit / 1e9), "label": text, "below": True})
     roof = alt.Chart(pd.DataFrame(lines)).mark_line(color=INK, strokeWidth=1.6)
     texts = [
@@ -145,9 +145,9 @@ def _labels(stems: pd.DataFrame) -> pd.DataFrame:
     for each in stems.sort_values("low").to_dict("records"):
         across, half = pixel(each["intensity"], INTENSITIES, WIDTH), 3.1 * len(each["label"])
         low = pixel(each["low"], RATES, HEIGHT)
-        beside = [(across - half - 9, low), (across + half + 9, low)]
-        for at, up in [*((across, low - down) for down in range(13, 150, 13)), *beside]:
-            box = (at - half, at + half, up - 6, up + 6)
+        beside = [(across - half - 12, low), (across + half + 12, low)]
+        for at, up in [*((across, low - down) for down in range(15, 160, 13)), *beside]:
+            box = (at - half - 3, at + half + 3, up - 7, up + 7)
             if not any(box[0] < b and a < box[1] and box[2] < d and c < box[3] for a, b, c, d in boxes):
                 break
         boxes.append(box)

@@ -8,8 +8,9 @@ from typing import Any
 from jitconv.report.first import ENGINES, link
 from jitconv.report.heat import heat
 from jitconv.report.losses import losses
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, trained_through
+from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, marked, trained_through
 from jitconv.report.words import (
+    FLAGGED,
     cores,
     data_set,
     digits,
@@ -91,7 +92,7 @@ def models(results: Results) -> dict[str, Any]:
 
 
 def _shown_ratio(row: Row) -> str:
-    return "" if row.ratio is None else times(row.ratio.middle)
+    return "" if row.ratio is None else times(row.ratio.middle) + FLAGGED * bool(row.ratio_flags)
 
 
 def _compiling(results: Results) -> list[dict[str, Any]]:
@@ -118,13 +119,16 @@ def _overhead(results: Results) -> dict[str, Any]:
         {
             "work": work,
             "cells": [
-                next((seconds(row.seconds, 2) for row in rows if (row.work, row.variant) == (work, name)), "–")
+                next(
+                    (seconds(row.seconds, 2) + marked(row) for row in rows if (row.work, row.variant) == (work, name)),
+                    "–",
+                )
                 for name in names
             ],
         }
         for work in dict.fromkeys(row.work for row in rows)
     ]
-    return {"columns": names, "lines": lines}
+    return {"columns": [named(name) for name in names], "lines": lines}
 
 
 def correctness(results: Results) -> dict[str, Any]:
@@ -133,8 +137,9 @@ def correctness(results: Results) -> dict[str, Any]:
     columns = [name for name in results.sorted_variants({each["variant"] for each in checks}) if name != BASELINE]
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     for each in checks:
-        cell = cells.setdefault((each["case"], each["variant"]), {"used": 0.0, "mse": 0.0, "ok": True})
-        cell["used"] = max(cell["used"], each["bound_used"])
+        cell = cells.setdefault((each["case"], each["variant"]), {"used": 0.0, "by": "", "mse": 0.0, "ok": True})
+        if each["bound_used"] > cell["used"]:
+            cell["used"], cell["by"] = each["bound_used"], "forward" if each["quantity"] == "forward" else "gradient"
         cell["ok"] = cell["ok"] and each["ok"]
         if each["quantity"] == "forward":
             cell["mse"], cell["torch"] = each["mse"], each["torch_error"]
@@ -181,13 +186,13 @@ def _own_bounds(results: Results) -> list[dict[str, Any]]:
 
 def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a line for each data set, engine and number of epochs: accuracy over seeds, and what torch's is less."""
-    lots: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    runs_of: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        lots[run["config"]["data"], len(run["epochs"]), trained_through(run)].append(run)
+        runs_of[run["config"]["data"], len(run["epochs"]), trained_through(run)].append(run)
     lines = []
-    for (data, epochs, variant), found in lots.items():
+    for (data, epochs, variant), found in runs_of.items():
         reached = _accuracies(found)
-        torchs = _accuracies(lots.get((data, epochs, BASELINE), []))
+        torchs = _accuracies(runs_of.get((data, epochs, BASELINE), []))
         took = statistics.median(epoch["seconds"] for run in found for epoch in run["epochs"])
         common = sorted(reached.keys() & torchs.keys()) if variant != BASELINE else []
         lines.append(
@@ -244,10 +249,13 @@ def reached(results: Results) -> str:
 
 
 def _homework(results: Results) -> dict[str, Any]:
-    found = {row.variant: row.seconds for row in results.pick(group="network", work="forward, 1", threads=1)}
-    rows = [{"what": what, "then": seconds(then), "now": seconds(found.get(name))} for what, then, name in HOMEWORK]
+    found = {row.variant: row for row in results.pick(group="network", work="forward, 1", threads=1)}
+    rows = [
+        {"what": what, "then": seconds(then), "now": found[name].shown if name in found else "–"}
+        for what, then, name in HOMEWORK
+    ]
     rows += [
-        {"what": f"{named(name)}, one image", "then": "–", "now": seconds(found[name])}
+        {"what": f"{named(name)}, one image", "then": "–", "now": found[name].shown}
         for name in ("jit", OURS, PLAN, BASELINE)
         if name in found
     ]
@@ -255,7 +263,10 @@ def _homework(results: Results) -> dict[str, Any]:
     return {
         "rows": rows,
         "then": digits(86.67 / 0.045, 4),
-        "now": digits(found["interpreted"] / found["vector"], 2) if both else "",
+        "now": digits(found["interpreted"].seconds / found["vector"].seconds, 2)
+        + marked(found["interpreted"], found["vector"])
+        if both
+        else "",
     }
 
 
@@ -287,7 +298,7 @@ def _limits(results: Results) -> list[dict[str, str]]:
             "work": row.work,
             "cores": cores(row.threads),
             "unit": "GFLOP/s" if row.flops else "GB/s",
-            "rate": digits((row.flops or row.bytes) / row.seconds / 1e9, 3),
+            "rate": digits((row.flops or row.bytes) / min(row.samples) / 1e9, 3),  # a limit, as in Results.peak
         }
         for row in rows
     ]

@@ -3,16 +3,20 @@
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from jitconv.report.intervals import Interval
 
 NOT_MEASURED = "not measured in this run"
+FLAGGED = "‡"
+FLAG_SAYS = "‡ marks times that were disturbed while they were measured, and factors of such times: they have no rank."
 NAMES = {
     "interpreted-numpy": "interpreted, arrays",
     "interpreted": "interpreted, tensors",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "jax": "JAX",
+    "a Function that computes nothing": "an empty autograd Function",
 }
 INK, SOFT, LINE, ACCENT, BAR, PAPER = (f"var(--{name})" for name in ("ink", "soft", "line", "accent", "bar", "paper"))
 OF_RUNGS = ("jit", "jit-static", "jit-tiled", "jit-winograd", "jitconv plan", "vector")  # have a colour, see style.css
@@ -76,6 +80,14 @@ def between(interval: Interval) -> tuple[str, str]:
         return middle, "" if not interval.known else f"{ratio(interval.low)}–{ratio(interval.high)}"
     places = len(middle.partition(".")[2])
     return middle, f"{interval.low:,.{places}f}–{interval.high:,.{places}f}"
+
+
+def work_of(row: Any) -> str:
+    """Return what a row measures: its work and quantity, a work of SimpleConvNet by its images."""
+    name, quantity = str(row.work), str(row.quantity)
+    if name.startswith(f"{quantity}, "):
+        return f"SimpleConvNet {quantity}, {row.batch:,} image{'s' * (row.batch != 1)}"
+    return f"SimpleConvNet {name}" if row.group == "network" else f"{name}, {quantity}"
 
 
 def data_set(name: str) -> str:
