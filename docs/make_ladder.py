@@ -33,8 +33,8 @@ STEPS = {
     ),
     "3_rows": (
         "Loops reordered: a row inside",
-        "A sum is a chain, and a processor that could start many additions does one at a time. Neighbouring outputs do "
-        "not depend on each other: if they are innermost, a register of them is computed at once.",
+        "A sum is a chain, and a processor that could start many additions does one at a time. Neighbouring outputs "
+        "do not depend on each other: if they are innermost, a register of them is computed at once.",
         "The loop over columns is vectorised, but every multiply-add also loads and stores the outputs.",
         ("for c in", "outputs[col]"),
     ),
@@ -47,47 +47,53 @@ STEPS = {
     ),
     "5_sizes": (
         "Told its sizes",
-        "A loop of unknown length can neither be unrolled nor kept in registers. The equation's own loops, with sizes "
-        "as constants, are all that the compiler needs, as long as the taps are few.",
-        "All taps of one channel are unrolled, each a multiply-add that loads its pixels. With many channels it is the "
-        "loop over channels that the compiler vectorises, and what it adds up lies apart: each number is gathered.",
+        "A loop of unknown length cannot vanish. Back to the equation's own loops, then, with all sizes as constants: "
+        "as long as the taps are few, that is all the compiler needs.",
+        "All taps of one channel are unrolled, each a multiply-add that loads its pixels; the loads beyond those are "
+        "of weights. With many channels only the loop over channels is left to vectorise, and its numbers lie apart "
+        "in memory: each is fetched on its own, which costs more than was gained.",
         ("def told", "out["),
     ),
     "6_registers": (
         "Sums in registers",
-        "With many channels the compiler unrolled short loops before it looked for vectors, and then found none. "
-        "Vectorised first and unrolled then, a row of sums is a handful of registers.",
-        "Multiply-adds that load one factor each, and no stores: sums leave their registers when they are done.",
+        "With a row of sums innermost there are vectors again, but the compiler unrolls short loops before it looks "
+        "for vectors: a row unrolled first is so many statements, in which it sees no loop. Vectorised first it is a "
+        "few instructions, and unrolled then, the sums stay in registers.",
+        "Multiply-adds that load one factor each, and no stores: sums leave their registers when they are done. For "
+        "one channel that was so in the step before.",
         ("sums = registers", "out["),
     ),
     "7_filters": (
         "Four filters share each load",
-        "Every multiply-add loads a pixel, and a short row has too few sums to keep the core busy, as each waits for "
-        "the tap before. Four filters read the same pixels: four rows of sums for the loads of one.",
-        "More multiply-adds than loads. No vector is written out anywhere: this is jit-static, as plain as loops get.",
-        ("for i in", "axpy(weight[3"),
+        "Every multiply-add loads a pixel, and a row has too few sums to keep the core busy, as each waits for the "
+        "tap before. Four filters read the same pixels: four rows of sums for the loads of one.",
+        "More multiply-adds than loads. No vector is written out anywhere: this is jit-static, loops only. Rows that "
+        "the longest vectors do not divide get shorter ones, and a lower ceiling.",
+        ("axpy(weight[0", "axpy(weight[3"),
     ),
     "8_tile": (
         "A register tile on explicit vectors",
-        "The compiler finds this tile only when it is told all sizes, compiles for each anew, and chooses its vectors "
-        "by the row. Written out, one tile of filters by pixels serves all sizes, on the longest vectors there are.",
-        "The same mix of instructions on longer vectors. What is gained goes into columns that are computed and thrown "
-        "away, and into a copy of the sums: the next steps are about those.",
+        "Filters by pixels whose sums stay in registers are a register tile. The compiler finds it only when it is "
+        "told all sizes, compiles each anew, and takes its vectors from the row. Written out, one tile serves all "
+        "sizes, on the longest vectors there are.",
+        "The same mix of instructions on longer vectors. What that gains is lost again: an image is read as one line, "
+        "so some columns are computed and thrown away, and the sums are copied to where they belong.",
         ("tile = zeros", "store("),
     ),
     "9_shifts": (
-        "Shifted copies instead of columns",
-        "Lines that are wider than the output leave holes in tiles. Copied once for each column of taps, in lines as "
-        "wide as the output, pixels fill tiles, and other rows of taps are offsets.",
-        "The product's loop of jit-tiled, with broadcasts from weights that are never packed.",
-        ("def conv2d", "return"),
+        "Shifted copies instead of wasted columns",
+        "For each column of taps the image is copied once, shifted by it, in lines as wide as the output. A tap is "
+        "then one copy from one line on, every lane of a tile is an output, and sums go where they belong at once.",
+        "The product's loop of jit-tiled. No faster here: the copies cost what the wasted columns did. They pay with "
+        "more filters, and where tiles are to hold whole windows of a pooling.",
+        ("z = out if", "ops["),
     ),
     "10_blocked": (
         "Blocked channels",
-        "With many filters and small images the lanes of a register are better filled by output channels: every image "
-        "width fits, and nothing is copied or shifted. Images stay in that layout from layer to layer, so bringing "
-        "them into it is not timed.",
-        "One load of weights serves many pixels, each a broadcast inside its multiply-add.",
+        "With many filters a register can hold one output pixel of as many filters as it has lanes: every image width "
+        "fits, no column is wasted, no pixel copied. Images stay in that layout from layer to layer, and weights are "
+        "packed once, so neither is timed; the next steps take images as they are.",
+        "One load of weights serves many pixels, each a number that its multiply-add spreads to all lanes.",
         ("kernel = bind", "kernel(blocked"),
     ),
     "11_pooling": (
@@ -100,43 +106,48 @@ STEPS = {
     "12_winograd": (
         "Winograd",
         "What is left are the equation's multiplications. Transformed tiles of pixels and filters need fewer of them, "
-        "and lose some precision: it has a bound of its own, and has to be asked for.",
-        "The products run as any others; the transforms are additions of registers. Flops are counted as the "
-        "equation has them, so the share can exceed one.",
+        "and lose some precision: the error allowed is a wider one, and the variant has to be asked for. "
+        "[winograd_by_hand.py](../examples/ladder/winograd_by_hand.py) shows how, for tiles of two by two outputs.",
+        "The products run as any others; the transforms are additions of registers. Flops are counted as the equation "
+        "has them, so the share can exceed one.",
         ("kernel = get", "kernel(x"),
     ),
     "13_plan": (
         "The plan: the network as one call",
-        "A layer's call is checked, bound to a kernel and given memory, and the next layer reads what it left there. "
-        "For one image that takes nearly as long as the arithmetic.",
-        "The same kernels. Their arguments were written down when the plan was made, and one loop runs them all. Most "
-        "of what is left is reading the weights of the first linear layer, which one image uses once.",
+        "A layer's call is checked, led to a kernel and given memory, and the next layer reads what it left there. "
+        "For one image that takes nearly as long as everything else.",
+        "The same kernels, convolution and pooling in one. Their arguments were written down when the plan was made, "
+        "and one loop runs them all. Most of what is left is reading the weights of the first linear layer.",
         ("plan = ", "cache.update"),
     ),
 }
 BEFORE = "The layers one by one"
 NAMES = {"digits": "1→20", "pooled": "1→20 and pooling", "resnet": "64→64", "network": "the network, one image"}
-HEAD = "| step | layer | ms | GFLOP/s | share of peak | speed-up over the step before |\n|---|---|---|---|---|---|"
+HEAD = (
+    "| step | layer | ms | GFLOP/s | share of peak | speed-up over the last step with this layer |\n"
+    "|---|---|---|---|---|---|"
+)
 LOOP = "| layer | vector multiply-adds | loads | stores |\n|---|---|---|---|"
 LAYER = "| layer | in full |\n|---|---|"
 MEASURE = "python docs/make_ladder.py --measure"
 START = """# The ladder
 
 From the equation, interpreted, to what the best libraries reach, one step at a time. Every step is a file of
-[examples/ladder](../examples/ladder) that runs alone, and says what was in the way and what changes. Two layers climb:
-the convolution of the digits, of one channel, and one from the middle of a ResNet, of many; then the whole network.
+[examples/ladder](../examples/ladder) that runs alone, and says what was in the way and what changes. Two layers
+climb, the convolution of the digits, of one channel, and one from the middle of a ResNet, of many; at the end the
+first with its pooling, and the whole network.
 
 {layers}
 
 All numbers are from one run on one core{machine}, written by [make_ladder.py](make_ladder.py) from
 [ladder.json](ladder.json). The peak is what multiply-adds on numbers in registers reach on that core. Before a step is
 timed its result is compared with torch's in double precision. The first step computes one image; its time is scaled up.
-Speed-ups are over the last step before that has the layer. A multiply-add counts as two operations, and only those of
-the equation count.
+A multiply-add counts as two operations, and only those of the equation count.
 
 A vector register holds several numbers, one in each of its lanes, and a vector multiply-add computes with all of them
-at once. Counts of instructions are of the innermost loop with most of these, from the machine code; loads inside a
-multiply-add count too. `python -m benchmarks.instructions` counts those of the package itself.
+at once. A core starts one or two of them each cycle and takes several cycles for each: unless several registers of
+sums are under way, it waits. Counts of instructions are of the innermost loop with most of these, from the machine
+code; loads inside a multiply-add count too. `python -m benchmarks.instructions` counts those of the package itself.
 
 [kernels.md](kernels.md) goes on: how the package's own kernels do it, gradients, other layers and GPUs included."""
 LEARNED = """## What we learned
@@ -147,21 +158,23 @@ LEARNED = """## What we learned
 
 - **Explicit vectors** are for code that serves every size, for channels in the lanes, and for pooling in registers.
 
-- **It gives up** on outer loops, and on short loops that were unrolled too early. It shares loads between filters only
-  where their sums are arrays of their own with names of their own.
+- **The compiler gives up** on outer loops, and on short loops that were unrolled too early. It shares loads between
+  filters only where their sums are arrays of their own with names of their own.
 
-- **Which step matters depends on the layer**: sizes are enough for a single channel, and for many channels hurt until
-  the sums stay in registers. There the register tile and the layout decide, and then Winograd.
+- **Which step matters depends on the layer**: sizes bring a single channel to torch's time at once, and for many
+  channels hurt until the sums stay in registers. There a row innermost and sums in registers are most of the way,
+  then come the layout, and Winograd.
 
 - **What did not work**: sums of several filters in one array on the stack are not split into registers; four arrays
   are. Rows that are no whole number of vectors were left scalar: now the last vectors overlap those before. Testing
-  each pixel for the padding inside the row keeps it off registers. Without sizes the row's sums stay in memory, and the
-  gradients become slower than one output at a time.
+  each pixel for the padding inside the row keeps the row out of registers. Without sizes the row's sums stay in
+  memory, and the gradients become slower than one output at a time.
 
 - **The equation's own order is not always the loop's**: the gradient of pooling asked each pixel for its windows. Each
   window giving to its pixel is many times as fast, interpreted too.
 
-- **Dropped by measurement**: packed weights, wider tiles, and columns written out (im2col).
+- **Dropped by measurement**: weights packed for layers of few filters, wider tiles, and the matrix of all windows
+  written out (im2col).
 """
 
 

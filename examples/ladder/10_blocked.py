@@ -1,7 +1,7 @@
 """In the way: with 64 channels, pixels in the lanes waste the ends of lines. Here the lanes are output channels.
 
-Images are stored (N, C/lanes, H, W, lanes); a register holds one pixel of many channels, whatever the image's width. A
-network turns its images to this layout once and back once, so that is not timed here.
+Images are stored (N, C/lanes, H, W, lanes); a register holds one pixel of as many channels, whatever the image's
+width. A network turns its images to this layout once and back once, so that is not timed here.
 """
 
 import numpy as np

@@ -16,7 +16,7 @@ LAYERS = ("digits", "resnet")
 @cache
 def told(N, C_out, C_in, H_out, W_out, K):
     def loops(x, weight, bias, out):
-        sums = registers(x, W_out)
+        sums = registers(x, W_out)  # W_out numbers on the stack: in registers, where every index is a constant
         for n in range(N):
             for c_out in range(C_out):
                 for row in range(H_out):

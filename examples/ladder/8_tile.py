@@ -24,13 +24,14 @@ def tiles(x, weight, bias, out, sums):
         image = x[n].reshape(C_in * H * W)
         for first in range(0, C_out, FILTERS):
             for start in range(0, sums.shape[1], strip):
-                pixel = min(start, sums.shape[1] - strip)
+                pixel = min(start, sums.shape[1] - strip)  # the last strip overlaps the one before
                 tile = zeros(x, FILTERS, VECTORS)
                 for c in range(C_in):
                     for i in range(K_h):
                         for j in range(K_w):
                             tap = (c * K_h + i) * K_w + j
                             at = (c * H + i) * W + j + pixel
+                            # tile[f, v] += a[first·terms + tap + f·terms] · image[at + v], all lanes
                             tile = fma_outer(tile, a, first * terms + tap, terms, image, at, None)
                 store(tile, sums.reshape(sums.size), pixel, sums.shape[1], None)
             for f in range(FILTERS):

@@ -95,6 +95,7 @@ def convolve(x, weight, bias, conv, z, filters):
     """The outputs of an image and of the first `filters` filters: rows of them where no tap meets the padding"""
     W_out, K_w = z.shape[2], weight.shape[3]
     left, right = inside(W_out, x.shape[2], K_w, conv.stride[1], conv.padding[1], conv.dilation[1])
+    # 24 columns are one row of 24, 56 are 32 and 24: multiples of a vector, where there are so many.
     long = min(ROW, (right - left) // 8 * 8) if right - left >= 8 else max(1, right - left)
     last = left + (right - left) // long * long
     short = (right - last + 7) // 8 * 8  # overlaps the one before
@@ -116,7 +117,7 @@ def convolve_row(x, weight, bias, conv, row, first, z, filters, width):
     a, b, c, d = registers(x, ROW), registers(x, ROW), registers(x, ROW), registers(x, ROW)
     for f in range(filters):
         fill(z[f, row, first:], width, bias[f])
-    for channel in range(C):
+    for channel in range(C):  # each channel's sum on its own: shorter chains round less
         fill(a, width, 0)
         fill(b, width, 0)
         fill(c, width, 0)
