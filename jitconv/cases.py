@@ -184,6 +184,7 @@ CASES: tuple[Case, ...] = (
     conv2d("ResNet stem", (1, 3, 17, 19), (8, 3, 7, 7), stride=2, padding=3),
     conv2d("batch 0", (0, 3, 7, 9), FILTERS),
     conv2d("depthwise, batch 0", (0, 4, 7, 9), (4, 1, 3, 3), groups=4),
+    conv2d("many channels, batch 0", (0, 16, 5, 5), (16, 16, 1, 1)),
     conv2d("one image, no batch", (3, 7, 9), FILTERS),
     conv2d("non-contiguous", IMAGE, FILTERS, layout=transposed),
     conv2d("every other column", IMAGE, FILTERS, layout=sliced),

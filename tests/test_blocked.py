@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as T
 
 from jitconv import functional as F
+from jitconv import variants
 from jitconv.variants.simd import lanes_of
 from jitconv.variants.tiled import blocked
 from jitconv.variants.tiled.blocked import Epilogue
@@ -138,3 +139,14 @@ def test_uneven_passes_are_shared_out_evenly_and_whole(workers: int) -> None:
         driver.run(ALONE, some, *args)
         results.append(out)
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_no_images_are_zero(dtype: str) -> None:
+    ops, once = variants.get("jit-tiled").ops, ((1, 1), (0, 0), (1, 1))
+    grad, x = np.empty((0, 16, 5, 5), dtype), np.empty((0, 16, 5, 5), dtype)
+    weight, bias = np.full((16, 16, 1, 1), np.nan, dtype), np.full(16, np.nan, dtype)
+    ops["conv2d_grad_weight"](grad, x, *once, weight)
+    ops["conv2d_grad_bias"](grad, bias)
+    assert not weight.any()
+    assert not bias.any()

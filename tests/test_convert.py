@@ -47,11 +47,13 @@ def test_architectures_give_torchs_outputs_and_gradients(name: str, capsys: pyte
     converted = convert(model, "jit-tiled", report=True)
     expected, torchs = gradients(model, x)
     out, grads = gradients(converted, x)
-    _, exact = gradients(copy.deepcopy(model).double(), x.detach().double().requires_grad_())
     assert float((out - expected).norm() / expected.norm()) < 1e-4
-    for ours, theirs, grad in zip(grads, torchs, exact, strict=True):
-        # Where rounding moves a number across the corner of a ReLU, torch's own gradient is off as well.
-        assert float((ours - theirs).norm()) <= 1e-3 * float(grad.norm()) + 2 * float((theirs - grad).norm())
+    wide = x.detach().double().requires_grad_()
+    (_, exact), (_, ours_exact) = (gradients(copy.deepcopy(each).double(), wide) for each in (model, converted))
+    for ours, ours64, theirs, grad in zip(grads, ours_exact, torchs, exact, strict=True):
+        assert float((ours64 - grad).norm()) <= 1e-9 * float(grad.norm())
+        # In float32 rounding moves some numbers across the corner of a ReLU, in torch as here, but other ones.
+        assert float((ours - theirs).norm()) <= 5e-3 * float(grad.norm()) + 2 * float((theirs - grad).norm())
     assert "computed by jit-tiled" in capsys.readouterr().out
 
 

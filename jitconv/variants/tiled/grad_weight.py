@@ -182,6 +182,9 @@ class GradWeight:
         self.taps = Taps(_ranges(axes[0], W), _ranges(axes[1], 1))
 
     def __call__(self, grad: Any, x: Any, *args: Any) -> None:
+        if grad.size == 0:  # no image, no block of pixels that would be added up
+            args[-1].fill(0)
+            return
         z = layout.workspace("z", self.size, self.dtype)
         TO_BLOCKED(grad.reshape(-1), self.outputs, self.pixels, z)
         GRAD_WEIGHT(self.shape, x.reshape(-1), z, self.sums, self.taps, args[-1].reshape(-1))
