@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 import jitconv
-from jitconv.variants import simd
-from jitconv.variants.compiling import njit
+from jitconv import speed
 
 torch.set_num_threads(1)
 FOLDER = Path(__file__).parent
@@ -31,7 +30,6 @@ NAMES = {
     "resnet": "64→64, 3×3, 8 images of 56×56",
     "network": "SimpleConvNet, one image",
 }
-STEPS = 1 << 18
 
 
 def load(file):
@@ -84,19 +82,9 @@ def seconds(call, patience=0.4):
     return min(times)
 
 
-@njit
-def _multiply_adds(a, b, out):
-    tile = simd.zeros(b, 12, 2)
-    for _ in range(STEPS):
-        tile = simd.fma_outer(tile, a, 0, 1, b, 0, None)
-    simd.store(tile, out, 0, 2 * simd.lanes(b), None)
-
-
 def peak():
     """Multiply-adds of one core, in flops a second, on numbers that never leave its registers and nearest cache."""
-    lanes = simd.lanes_of(np.float32)
-    a, b, out = np.ones(12, np.float32), np.ones(2 * lanes, np.float32), np.empty(24 * lanes, np.float32)
-    return 2 * STEPS * 24 * lanes / seconds(lambda: _multiply_adds(a, b, out))
+    return 1e9 * speed.peak()
 
 
 def torch_seconds(layer):

@@ -57,8 +57,10 @@ def pool() -> Pool:
         with _making:
             if _pool is None:
                 start = start_on_torch()
-                own = start is not None and Pool("torch's OpenMP", start, nullcontext(), team_on_torch())
-                _pool = own or _numba_pool()
+                if start is None:
+                    _pool = _numba_pool()
+                else:
+                    _pool = Pool("torch's OpenMP", start, nullcontext(), team_on_torch())
     return _pool
 
 

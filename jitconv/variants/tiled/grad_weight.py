@@ -71,11 +71,8 @@ def grad_weight(start, workers, shape, x, z, sums, taps, out):
 @inner
 def _grad_weight(worker, workers, shape, x, z, sums, taps, out):
     """The worker's part of all panels: output channels of one register tile × input channels of TILES."""
-    width, depth, pointers = (
-        vectors_of(shape) * lanes(x),
-        TILES * sums.rows,
-        Taps(pointer(taps.rows), pointer(taps.columns)),
-    )
+    width, depth = vectors_of(shape) * lanes(x), TILES * sums.rows
+    pointers = Taps(pointer(taps.rows), pointer(taps.columns))
     across, down = (sums.outputs + width - 1) // width, (sums.inputs + depth - 1) // depth
     begin, end = share(sums.groups * across * down, worker, workers, 1)
     parts = sums.images * _bands(sums) * _pieces(sums)
@@ -83,9 +80,11 @@ def _grad_weight(worker, workers, shape, x, z, sums, taps, out):
     for index in range(begin, end):
         group, (o, c) = index // (across * down), divmod(index % (across * down), down)
         panel = group, o * width, c * depth
+        total[:] = 0  # all there is, where there are no images
         for first in range(0, parts, BLOCKS):
             block = total if first == 0 else partial
-            block[:] = 0
+            if first > 0:
+                partial[:] = 0
             for part in range(first, min(first + BLOCKS, parts)):
                 _add_part(shape, pointer(x), pointer(z), sums, pointers, panel, part, pointer(block))
             if first > 0:
@@ -152,11 +151,11 @@ def _store_panel(total, sums, panel, width, out):
     group, o, _ = panel
     for tile in range(TILES):
         c, start = _channels(sums, panel, tile)
-        count, i = (start + sums.rows - c) * sums.taps, ((tile + 1) * sums.rows - (start + sums.rows - c)) * sums.taps
-        if count > 0:
-            j = ((group * sums.outputs + o) * sums.inputs + c) * sums.taps
-            numbers, target_ld = total[i * width :], sums.inputs * sums.taps
-            transpose_matrix(numbers, count, min(width, sums.outputs - o), width, out[j:], target_ld)
+        added = start + sums.rows - c  # channels that no tile before has
+        if added > 0:
+            numbers = total[((tile + 1) * sums.rows - added) * sums.taps * width :]
+            j, target_ld = ((group * sums.outputs + o) * sums.inputs + c) * sums.taps, sums.inputs * sums.taps
+            transpose_matrix(numbers, added * sums.taps, min(width, sums.outputs - o), width, out[j:], target_ld)
 
 
 GRAD_WEIGHT = Tiled(grad_weight, None)
@@ -182,9 +181,6 @@ class GradWeight:
         self.taps = Taps(_ranges(axes[0], W), _ranges(axes[1], 1))
 
     def __call__(self, grad: Any, x: Any, *args: Any) -> None:
-        if grad.size == 0:  # no image, no block of pixels that would be added up
-            args[-1].fill(0)
-            return
         z = layout.workspace("z", self.size, self.dtype)
         TO_BLOCKED(grad.reshape(-1), self.outputs, self.pixels, z)
         GRAD_WEIGHT(self.shape, x.reshape(-1), z, self.sums, self.taps, args[-1].reshape(-1))
