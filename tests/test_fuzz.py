@@ -19,6 +19,11 @@ FOUND = [  # wrong once
         "plan": [["add", 3], ["pool", 32], ["add", 3], ["depthwise", 3], ["depthwise", 3], ["add", 20], ["conv", 20]],
         "shape": [1, 16, 1, 1], "variant": "jit-tiled", "dtype": "float32", "threads": 1, "seed": 0,
     },
+    {  # a sum of 32 terms that begins with a huge one: 1.07 of the bound, torch's 0.75 in such draws
+        "layer": "conv2d", "shapes": {"input": [2, 16, 6, 32], "weight": [16, 16, 1, 2]},
+        "arguments": {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}, "variant": "jit-tiled",
+        "dtype": "float64", "threads": 1, "seed": 0, "fill": "huge", "fill all": True, "layout": "contiguous",
+    },
 ]  # fmt: skip
 
 

@@ -34,6 +34,8 @@ from tests.plan.test_networks import Random
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 200  # of a round; a round of variants that compile for each example has fewer
+DRAWS = 30  # of a case, for what torch uses of the bound
+LUCK = 2  # times what torch uses: what a sum in another order may
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}  # of a network's largest output
 
 
@@ -45,10 +47,25 @@ def wrong(example: dict[str, Any]) -> list[str]:
     case = case_of(example)
     expected = Exact(case, example["dtype"], example["seed"])
     layer = partial(getattr(functional, case.layer), variant=example["variant"])
-    found = expected.compare(example["variant"], results(layer, case, expected.inputs, expected.grad))
-    # Of very many random sums some are unluckier than the bound allows for; torch's then are as far off.
-    torchs = {one.quantity: one.bound_used for one in expected.compare("torch", expected.reference)}
-    return [str(one) for one in found if not one.ok and not one.bound_used <= torchs[one.quantity]]
+    found = [
+        one
+        for one in expected.compare(example["variant"], results(layer, case, expected.inputs, expected.grad))
+        if not one.ok
+    ]
+    if not found:
+        return []
+    usual = _torchs(example)
+    return [str(one) for one in found if not one.bound_used <= LUCK * usual[one.quantity]]
+
+
+def _torchs(example: dict[str, Any]) -> dict[str, float]:
+    """How much of the bound torch uses for such numbers: of very many random sums, some are unlucky."""
+    used: dict[str, float] = {}
+    for seed in range(DRAWS):
+        expected = Exact(case_of(example), example["dtype"], seed)
+        for one in expected.compare("torch", expected.reference):
+            used[one.quantity] = max(one.bound_used, used.get(one.quantity, 0.0))
+    return used
 
 
 def _wrong_plan(example: dict[str, Any]) -> list[str]:
