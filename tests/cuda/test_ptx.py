@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("numba_cuda")
+
 from cuda.bindings import nvjitlink
 from numba import cuda, typeof, types
 
