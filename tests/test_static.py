@@ -1,6 +1,8 @@
 """jit-static: code for one geometry, kept by geometry, shared out by planes, and never more of it than is allowed."""
 
 import math
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from benchmarks.instructions import innermost
 from jitconv import functional as F
 from jitconv import variants
 from jitconv.variants import rows, scalar, static
-from jitconv.variants.workers import ALONE
+from jitconv.variants.jit import of_worker
+from jitconv.variants.workers import ALONE, portion
 
 
 def some(*shape: int) -> np.ndarray:
@@ -53,6 +56,43 @@ def test_workers_share_the_planes(workers: int) -> None:
     static.compile_for("conv2d", shapes, constants, cache=False)(ALONE, workers, x, weight, bias, out)
     expected = torch.nn.functional.conv2d(*map(torch.from_numpy, (x, weight, bias)), padding=1).numpy()
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def _arguments(op: str) -> tuple[Any, ...]:
+    """What a driver takes before `out`, and the shape of that."""
+    conv, pool = ((1, 1), (1, 1), (1, 1)), ((2, 2), (2, 2), (0, 0), (1, 1))
+    x, weight, z = some(2, 3, 4, 5), some(4, 3, 3, 3), some(2, 4, 4, 5)
+    images, matrix, grad = some(5, 7), some(70, 7), some(5, 70)
+    return {
+        "conv2d": ((x, weight, some(4), *conv), z.shape),
+        "conv2d_grad_input": ((z, weight, *conv), x.shape),
+        "conv2d_grad_weight": ((z, x, *conv), weight.shape),
+        "conv2d_grad_bias": ((z,), (4,)),
+        "linear": ((images, matrix, some(70)), grad.shape),
+        "linear_grad_input": ((images, some(7, 70)), (5, 70)),
+        "linear_grad_weight": ((images, grad), (7, 70)),
+        "max_pool2d": ((x, *pool), (2, 3, 2, 2)),
+        "max_pool2d_grad_input": ((some(2, 3, 2, 2), np.zeros((2, 3, 2, 2), np.int64), *pool), x.shape),
+    }[op]
+
+
+@pytest.mark.parametrize("op", static.SOURCES)
+def test_every_output_is_the_work_of_one_worker(op: str) -> None:
+    module, (inputs, shape) = static.SOURCES[op][0], _arguments(op)
+    plain = {"portion": portion.py_func, "registers": lambda like, length: np.empty(length, like.dtype)}
+    names = {**vars(module), **plain}
+    for name, function in vars(module).items():
+        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+            names[name] = FunctionType(function.__code__, names, name)
+    driver, writers = of_worker(names[op]), np.zeros(shape, int)
+    for worker in range(2):
+        outs = [np.full(shape, np.nan, np.float32)]
+        if op == "max_pool2d":
+            outs.append(np.zeros(shape, np.int64))
+        driver(worker, 2, *inputs, *outs)
+        assert not np.isnan(outs[0]).all()
+        writers += ~np.isnan(outs[0])
+    assert (writers == 1).all()
 
 
 @pytest.mark.parametrize("width", [5, 8, 33, 65, 131])

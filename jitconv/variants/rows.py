@@ -274,26 +274,27 @@ def remainder(x, w, start, stop):
 
 def linear_grad_input(grad, weight, out):
     """∂x[n, i] = Σ_j ∂z[n, j] · w[j, i]"""
-    matmul(grad, weight, out)
+    for block in prange((out.shape[1] + ROW - 1) // ROW):
+        matmul_block(grad, weight, block, out)
 
 
 def linear_grad_weight(grad, x, out):
     """∂w[j, i] = Σ_n ∂z[n, j] · x[n, i]"""
-    matmul(grad.T, x, out)
+    for block in prange((out.shape[1] + ROW - 1) // ROW):
+        matmul_block(grad.T, x, block, out)
 
 
-def matmul(a, b, out):
-    """out[m, n] = Σ_k a[m, k] · b[k, n]"""
-    N = out.shape[1]
-    for block in prange((N + ROW - 1) // ROW):
-        if block < N // ROW:
-            matmul_columns(a, b, block * ROW, out, ROW)
-        else:
-            matmul_columns(a, b, block * ROW, out, N % ROW)
+def matmul_block(a, b, block, out):
+    """out[m, n] = Σ_k a[m, k] · b[k, n] for the ROW columns n of a block, of which the last may have fewer"""
+    N, first = out.shape[1], block * ROW
+    if block < N // ROW:
+        matmul_columns(a, b[:, first:], out[:, first:], ROW)
+    else:
+        matmul_columns(a, b[:, first:], out[:, first:], N % ROW)
 
 
-def matmul_columns(a, b, first, out, width):
-    """The columns first + n of out, n < width: four rows share each number of b that is loaded."""
+def matmul_columns(a, b, out, width):
+    """The first `width` columns of out: four rows share each number of b that is loaded."""
     M = out.shape[0]
     for m in range(0, M // 4 * 4, 4):
         p, q, r, s = registers(out, ROW), registers(out, ROW), registers(out, ROW), registers(out, ROW)
@@ -302,17 +303,17 @@ def matmul_columns(a, b, first, out, width):
         fill(r, width, 0)
         fill(s, width, 0)
         for k in range(b.shape[0]):
-            axpy(a[m, k], b[k, first:], 1, p, width)
-            axpy(a[m + 1, k], b[k, first:], 1, q, width)
-            axpy(a[m + 2, k], b[k, first:], 1, r, width)
-            axpy(a[m + 3, k], b[k, first:], 1, s, width)
-        copy(p, out[m, first:], width)
-        copy(q, out[m + 1, first:], width)
-        copy(r, out[m + 2, first:], width)
-        copy(s, out[m + 3, first:], width)
+            axpy(a[m, k], b[k], 1, p, width)
+            axpy(a[m + 1, k], b[k], 1, q, width)
+            axpy(a[m + 2, k], b[k], 1, r, width)
+            axpy(a[m + 3, k], b[k], 1, s, width)
+        copy(p, out[m], width)
+        copy(q, out[m + 1], width)
+        copy(r, out[m + 2], width)
+        copy(s, out[m + 3], width)
     for m in range(M // 4 * 4, M):
         p = registers(out, ROW)
         fill(p, width, 0)
         for k in range(b.shape[0]):
-            axpy(a[m, k], b[k, first:], 1, p, width)
-        copy(p, out[m, first:], width)
+            axpy(a[m, k], b[k], 1, p, width)
+        copy(p, out[m], width)
