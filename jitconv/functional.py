@@ -19,7 +19,7 @@ import torch
 
 from jitconv import ops, shapes
 from jitconv.compat import implicit_softmax_dim, is_observed
-from jitconv.layer import Request, layer
+from jitconv.layer import Request, channels_last_as, layer
 
 Array = Any  # a NumPy array or a torch tensor; what comes in goes out
 Size = int | Sequence[int]  # one for both directions, or (vertical, horizontal)
@@ -42,7 +42,7 @@ def conv2d(
     z[n, o, m, l] = b[o] + Σ_c Σ_i Σ_j x[n, c, m·s + i·d − p, l·s + j·d − p] · w[o, c, i, j]; see docs/equations.md.
     """
     geometry = shapes.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return Request(ops.conv2d, (input, weight, bias, *geometry), images=True)
+    return Request(ops.conv2d, (input, weight, bias, *geometry), finish=channels_last_as(input, weight))
 
 
 @layer
@@ -62,22 +62,20 @@ def max_pool2d(
     With `return_indices` also its flat index m·W + l in the input plane, int64. A NaN is larger than any number.
     """
     geometry = shapes.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
-    return Request(ops.max_pool2d, (input, *geometry), 2 if return_indices else 1, images=True)
+    return Request(ops.max_pool2d, (input, *geometry), 2 if return_indices else 1, channels_last_as(input))
 
 
 @layer
 def flatten(input: Array, start_dim: int = 0, end_dim: int = -1, *, variant: Any = None) -> Array:
     """Merge the dimensions start_dim … end_dim of input into one; for images j = c·H·W + m·W + l.
 
-    Variants without a flatten of their own return a view where torch would.
+    Images are copied by the variant's kernel, if it has one; all else is a view where torch returns one.
     """
     first, last = shapes.flatten(input, start_dim, end_dim)
-    if "flatten" in variant.ops and input.ndim == 4 and (first, last) == (1, 3):
+    if "flatten" in variant.ops and (input.ndim, first, last) == (4, 1, 3):
         return Request(ops.flatten, (input,))
     shape = (*input.shape[:first], math.prod(input.shape[first : last + 1]), *input.shape[last + 1 :])
-    if "flatten" not in variant.ops or first == last:
-        return Request(lambda x: x.reshape(shape), (input,), any_dtype=True)
-    return Request(lambda x: ops.flatten(variant, x.reshape(1, 1, 1, -1)).reshape(shape), (input,))
+    return Request(lambda x: x.reshape(shape), (input,), any_dtype=True)
 
 
 @layer
@@ -93,18 +91,15 @@ def linear(input: Array, weight: Array, bias: Array | None = None, *, variant: A
 def relu(input: Array, inplace: bool = False, *, variant: str | None = None) -> Array:
     """Return max(0, input) elementwise, any shape; NaN stays NaN. With `inplace` the result is written into input."""
     result = _relu(input, variant=variant)
-    if not inplace:
-        return result
-    if isinstance(input, torch.Tensor):
-        return input.copy_(result)
-    input[...] = result
-    return input
+    if inplace:
+        input[...] = result
+    return input if inplace else result
 
 
 @layer
 def _relu(input: Array, *, variant: Any) -> Array:
     shapes.arrays(input=input)
-    return Request(ops.relu, (input,), images=True)
+    return Request(ops.relu, (input,), finish=channels_last_as(input))
 
 
 @layer
@@ -112,7 +107,7 @@ def softmax(
     input: Array, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None, *, variant: Any = None
 ) -> Array:
     """Return exp(x) / Σ exp(x) along `dim`, any shape, as `dtype` (torch tensors) if that is given."""
-    return _along_dim(ops.softmax, input, dim, dtype, variant)
+    return _along_dim(softmax, ops.softmax, input, dim, dtype, variant)
 
 
 @layer
@@ -120,7 +115,7 @@ def log_softmax(
     input: Array, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None, *, variant: Any = None
 ) -> Array:
     """Return x − log Σ exp(x) along `dim`, any shape, as `dtype` (torch tensors) if that is given."""
-    return _along_dim(ops.log_softmax, input, dim, dtype, variant)
+    return _along_dim(log_softmax, ops.log_softmax, input, dim, dtype, variant)
 
 
 @layer
@@ -143,33 +138,31 @@ def cross_entropy(
     """
     shapes.reduction(reduction, size_average, reduce)
     by_index = shapes.cross_entropy(input, target, weight, ignore_index, label_smoothing)
-    tensors, name = (input, target, weight), variant.name
+    tensors = input, target, weight
     if not by_index:
         return Request(partial(ops.soft_cross_entropy, variant, reduction, label_smoothing), tensors)
     if input.ndim == 1 or target.dtype not in (torch.int64, np.dtype(np.int64)):
-        batch = partial(cross_entropy, reduction=reduction, label_smoothing=label_smoothing, variant=name)
-        batch = partial(batch, ignore_index=ignore_index)
-        if input.ndim > 1:
-            return Request(lambda x, t, w: batch(x, t.long(), w), tensors)
-        return Request(lambda x, t, w: batch(x[None], t.long()[None], w).reshape(()), tensors)
+        options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        loss, shape = (
+            partial(cross_entropy, variant=variant.name, **options),
+            target.shape if reduction == "none" else (),
+        )
+        return Request(lambda x, t, w: loss(torch.atleast_2d(x), torch.atleast_1d(t).long(), w).reshape(shape), tensors)
     args = *tensors, ignore_index, float(label_smoothing)
     if reduction != "none" and "reduced_cross_entropy" in variant.ops and not is_observed():  # vmap folds single losses
         return Request(ops.reduced_cross_entropy, (*args, reduction == "mean"))
     return Request(ops.cross_entropy, args, 2, finish=partial(ops.reduced, reduction))
 
 
-LAYERS: dict[str, Any] = {
-    f.__name__: f for f in (conv2d, max_pool2d, flatten, linear, relu, softmax, log_softmax, cross_entropy)
-}
-for _name in LAYERS:
-    torch.fx.wrap(_name)  # torch.fx.symbolic_trace records the call and looks no further
+for _layer in (conv2d, max_pool2d, flatten, linear, relu, softmax, log_softmax, cross_entropy):
+    torch.fx.wrap(_layer.__name__)  # torch.fx.symbolic_trace records the call and looks no further
 
 
-def _along_dim(op: Any, input: Array, dim: int | None, dtype: Any, variant: Any) -> Request:
+def _along_dim(layer: Any, op: Any, input: Array, dim: int | None, dtype: Any, variant: Any) -> Request:
     """The request of softmax or log_softmax."""
     if dim is None:
         dim = implicit_softmax_dim(op.name, input.ndim, 5)  # torch's choice, with its warning
     if dtype is None:
         return Request(op, (input, shapes.softmax(input, dim)))
     dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, np.dtype(dtype).name)
-    return Request(lambda x: LAYERS[op.name](x.to(dtype), dim, variant=variant.name), (input,), any_dtype=True)
+    return Request(lambda x: layer(x.to(dtype), dim, variant=variant.name), (input,), any_dtype=True)

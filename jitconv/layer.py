@@ -13,7 +13,7 @@ import torch
 
 from jitconv import shapes, variants
 from jitconv.compat import PLAIN, is_channels_last, is_legacy_batchedtensor, is_observed
-from jitconv.op import Bound, Op
+from jitconv.op import Bound, Op, one_or_all
 from jitconv.variants import Variant
 
 CALLS = 1024  # bound calls of a variant that are kept; then it begins anew
@@ -26,55 +26,49 @@ class Request(NamedTuple):
     """What a layer found out: how to compute it from `args`, whose tensors are the layer's first arguments, in order.
 
     compute: an op, or a function of tensors (a view, or other layers). results: how many of the op's results are
-    returned. finish: what is made of them. images: they are channels_last where an argument is. any_dtype: half
-    precision needs no cast.
+    returned. finish: what is made of them. any_dtype: half precision needs no cast.
     """
 
     compute: Op | Callable[..., Any]
     args: Sequence[Any]
     results: int = 1
     finish: Callable[..., Any] | None = None
-    images: bool = False
     any_dtype: bool = False
 
     def is_half(self) -> bool:
         return not self.any_dtype and any(map(_is_half, self.args))
 
-    def is_channels_last(self) -> bool:
-        return self.images and any(map(is_channels_last, self.args))
-
-    def layer_result(self, results: Any, channels_last: bool) -> Any:
+    def layer_result(self, results: Any) -> Any:
         """What the layer returns for what was computed."""
         several = (results if isinstance(results, tuple) else (results,))[: self.results]
-        if channels_last:
-            several = tuple(result.contiguous(memory_format=torch.channels_last) for result in several)
-        if self.finish is not None:
-            return self.finish(*several)
-        return several if self.results > 1 else several[0]
+        return one_or_all(several) if self.finish is None else self.finish(*several)
 
 
-class Ready:
-    """A request bound to a kernel: call it with what a layer is given, whose tensors are at these positions."""
+def channels_last_as(*images: Any) -> Callable[..., Any] | None:
+    """What makes results channels_last, if one of these images is, as torch's layers do."""
 
-    def __init__(self, request: Request, variant: Variant, positions: Sequence[int | None]) -> None:
-        self.numpy = isinstance(request.args[0], np.ndarray)
-        self.channels_last = request.is_channels_last()
-        self.request = request._replace(args=())  # keeps no tensor alive
-        self.compute, tensor_count = request.compute, len(request.args)
-        if isinstance(request.compute, Op):
-            tensor_count = request.compute.tensor_count
-            args = [*map(_tensor, request.args)]
-            self.compute = Bound(request.compute, variant, args, request.results, self.numpy)
-        self.positions = positions[:tensor_count]
-        direct = self.positions == [*range(tensor_count)] and not (request.finish or self.channels_last or self.numpy)
-        self.direct_count = tensor_count if direct else 0  # how many of the first arguments are all that is needed
+    def in_channels_last(*results: torch.Tensor) -> Any:
+        return one_or_all([result.contiguous(memory_format=torch.channels_last) for result in results])
 
-    def __call__(self, given: Sequence[Any]) -> Any:
-        if self.direct_count:
-            return self.compute(*given[: self.direct_count])
-        tensors: list[Any] = [None if i is None else _tensor(given[i]) for i in self.positions]
-        results = self.request.layer_result(self.compute(*tensors), self.channels_last)
-        return _arrays(results) if self.numpy else results
+    return in_channels_last if any(map(is_channels_last, images)) else None
+
+
+def _bind(request: Request, variant: Variant, positions: Sequence[int | None]) -> Callable[[Sequence[Any]], Any]:
+    """The request bound to a kernel: a function of what the layer is given, whose tensors are at these positions."""
+    compute, numpy, count = request.compute, isinstance(request.args[0], np.ndarray), len(request.args)
+    if isinstance(compute, Op):
+        count = compute.tensor_count
+        compute = Bound(compute, variant, [*map(_tensor, request.args)], request.results, numpy)
+    positions, request = positions[:count], request._replace(args=())  # keeps no tensor alive
+    if positions == [*range(count)] and request.finish is None and not numpy:
+        return lambda given: compute(*given[:count])
+
+    def run(given: Sequence[Any]) -> Any:
+        tensors: list[Any] = [None if i is None else _tensor(given[i]) for i in positions]
+        results = request.layer_result(compute(*tensors))
+        return _arrays(results) if numpy else results
+
+    return run
 
 
 def layer(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,51 +84,45 @@ def layer(check: Callable[..., Any]) -> Callable[..., Any]:
         known = None if is_observed() else variants.loaded(variant)
         key = None if known is None else _key((check, *options), given)
         try:
-            ready = None if known is None or key is None else known.calls.get(key)
+            bound = None if known is None or key is None else known.calls.get(key)
         except TypeError:  # something that no layer takes for an option, which `check` will say
-            ready = key = None
-        if ready is not None:
-            return ready(given)
-        chosen = _resolve(variant, args[0] if args else options.get("input"))  # raises where it cannot run
+            bound = key = None
+        if bound is not None:
+            return bound(given)
+        input = args[0] if args else options.get("input")
+        device = input.device.type if isinstance(input, torch.Tensor) else "cpu"
+        chosen = variants.resolve(variant, "cpu" if device == "meta" else device)  # raises where it cannot run
         request = check(*args, variant=chosen, **options)
         if key is None or request.is_half():
-            return _run_once(name, run, request, chosen, args, options)
-        names = [*parameters[: len(args)], *options]
-        ready = Ready(request, chosen, [names.index(name) if name in names else None for name in parameters])
+            return run_once(request, chosen, args, options)
+        positions = {parameter: i for i, parameter in enumerate((*parameters[: len(args)], *options))}
+        bound = _bind(request, chosen, [*map(positions.get, parameters)])
         if len(chosen.calls) >= CALLS:
             chosen.calls.clear()
-        chosen.calls[key] = ready
-        return ready(given)
+        chosen.calls[key] = bound
+        return bound(given)
+
+    def run_once(request: Request, chosen: Variant, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Run the layer for what is not bound: whole variants, half precision, compilers and others who look on."""
+        input = request.args[0]
+
+        def run_on(convert: Callable[[Any], Any]) -> Any:
+            converted = {option: convert(value) for option, value in options.items()}
+            return run(*map(convert, args), variant=chosen.name, **converted)
+
+        if isinstance(input, np.ndarray):
+            return _arrays(run_on(_tensor))
+        if chosen.whole:
+            return chosen.ops[name](*args, **options)
+        if request.is_half():
+            results = run_on(lambda value: value.float() if _is_half(value) else value)
+            if name in FLOAT32_UNDER_AUTOCAST and torch.is_autocast_enabled(input.device.type):
+                return results
+            return (results[0].to(input.dtype), *results[1:]) if isinstance(results, tuple) else results.to(input.dtype)
+        first = (chosen,) if isinstance(request.compute, Op) else ()
+        return request.layer_result(request.compute(*first, *request.args))
 
     return run
-
-
-def _run_once(
-    name: str, run: Any, request: Request, chosen: Variant, args: Sequence[Any], options: dict[str, Any]
-) -> Any:
-    """Run a layer for what is not bound: whole variants, half precision, compilers and others who look on."""
-    input = request.args[0]
-
-    def run_on(convert: Callable[[Any], Any]) -> Any:
-        converted = {option: convert(value) for option, value in options.items()}
-        return run(*map(convert, args), variant=chosen.name, **converted)
-
-    if isinstance(input, np.ndarray):
-        return _arrays(run_on(_tensor))
-    if chosen.whole:
-        return chosen.ops[name](*args, **options)
-    if request.is_half():
-        results = run_on(_float32)
-        if name in FLOAT32_UNDER_AUTOCAST and torch.is_autocast_enabled(input.device.type):
-            return results
-        return (results[0].to(input.dtype), *results[1:]) if isinstance(results, tuple) else results.to(input.dtype)
-    first = (chosen,) if isinstance(request.compute, Op) else ()
-    return request.layer_result(request.compute(*first, *request.args), request.is_channels_last())
-
-
-def _resolve(variant: str | None, input: Any) -> Variant:
-    device = input.device.type if isinstance(input, torch.Tensor) else "cpu"
-    return variants.resolve(variant, "cpu" if device == "meta" else device)
 
 
 def _key(parts: tuple[Any, ...], given: Sequence[Any]) -> tuple[Any, ...] | None:
@@ -158,10 +146,6 @@ def _key(parts: tuple[Any, ...], given: Sequence[Any]) -> tuple[Any, ...] | None
 
 def _is_half(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in shapes.HALVES
-
-
-def _float32(value: Any) -> Any:
-    return value.float() if _is_half(value) else value
 
 
 def _tensor(value: Any) -> Any:

@@ -72,8 +72,7 @@ class Op:
     saves: the names of the arguments and results that the gradients read.
     batched: the names of the arguments whose first dimension is the batch, if it is every result's too; batch_rank: how
     many dimensions the first of them has then at least.
-    kernel_shape: the shape in which kernels get an array, from its name, its shape and the arguments (tensors: their
-    shapes).
+    kernel_shape: the shape in which kernels get an array, from its name, its shape and the constants by name.
     defaults: for a tensor that may be None, what kernels get instead, from the arguments.
     check: looks at values before the kernel does, where they are on the CPU.
     """
@@ -87,7 +86,7 @@ class Op:
     saves: str = ""
     batched: str = ""
     batch_rank: int = 1
-    kernel_shape: Callable[[str, Shape, Mapping[str, Any]], Shape] = lambda name, shape, arguments: shape
+    kernel_shape: Callable[[str, Shape, Mapping[str, Any]], Shape] = lambda name, shape, constants: shape
     defaults: Mapping[str, Formula] = field(default_factory=dict)
     check: Callable[..., None] | None = None
 
@@ -101,10 +100,9 @@ class Op:
         self.dtypes = [torch.int64 if name == "indices" else None for name in self.results]  # None: the first tensor's
         self.tensor_count = sum("Tensor" in str(argument.type) for argument in arguments)
         self.kernel_argument_count = sum(name not in ONLY_SHAPES for name in self.arguments)
+        self.array_names = [*self.arguments[: self.tensor_count], *self.results]
         self.saved_names = self.saves.split()
-        self.saved_indices = [
-            (*self.arguments[: self.tensor_count], *self.results).index(name) for name in self.saved_names
-        ]
+        self.saved_indices = [*map(self.array_names.index, self.saved_names)]
         _ops[self.name] = self
 
         for device in ("CPU", "CUDA"):
@@ -112,7 +110,7 @@ class Op:
         torch.library.register_fake(self.torch_op, self._on_fakes, lib=_library)
         torch.library.register_autograd(
             self.torch_op,
-            lambda ctx, *grads: (*ctx.call.backward(ctx.saved_tensors, grads[0], ctx.needs_input_grad[:-1]), None),
+            lambda ctx, grad, *_: (*ctx.call.backward(ctx.saved_tensors, grad, ctx.needs_input_grad), None),
             setup_context=self.set_up,
             lib=_library,
         )
@@ -129,11 +127,11 @@ class Op:
         return Bound(self, variant, args)(*args[: self.tensor_count])
 
     def _on_tensors(self, *args: Any) -> Any:
-        return _one_or_all(Bound(self, variants.get(args[-1]), args[:-1]).run(args[: self.tensor_count]))
+        return one_or_all(Bound(self, variants.get(args[-1]), args[:-1]).run(args[: self.tensor_count]))
 
     def _on_fakes(self, *args: Any) -> Any:
         shapes = self.shapes(*args[:-1])
-        return _one_or_all([args[0].new_empty(s, dtype=dtype) for s, dtype in zip(shapes, self.dtypes, strict=True)])
+        return one_or_all([args[0].new_empty(s, dtype=dtype) for s, dtype in zip(shapes, self.dtypes, strict=True)])
 
     def set_up(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save, as torch.library and torch.func want it done: apart from the forward, from all of its inputs."""
@@ -144,13 +142,16 @@ class Op:
 class Call:
     """An op called with some arguments: what its gradients need to know.
 
-    arguments: by name, of tensors the shapes alone.
+    constants: by name; the shape of the tensor `input` is "input.shape".
     gradient_steps: the ops of the gradients, once they are bound, and the names of their tensors.
     """
 
     def __init__(self, op: Op, variant: Variant, args: Sequence[Any]) -> None:
         self.op, self.variant = op, variant
-        self.arguments = {name: getattr(arg, "shape", arg) for name, arg in zip(op.arguments, args, strict=True)}
+        self.constants = {
+            f"{name}.shape" if isinstance(arg, torch.Tensor) else name: getattr(arg, "shape", arg)
+            for name, arg in zip(op.arguments, args, strict=True)
+        }
         self.gradient_steps: dict[str, tuple[Bound, Sequence[Any]]] = {}
 
     def save(self, ctx: Any, tensors: Sequence[Any], results: Sequence[Any], returned: int) -> None:
@@ -182,8 +183,7 @@ class Call:
         if formula is None:
             raise RuntimeError(f"jitconv::{self.op.name} has no gradient with respect to {name}")
         if not (eager and name in self.gradient_steps):
-            shapes = {f"{arg}.shape": self.arguments[arg] for arg in self.op.arguments[: self.op.tensor_count]}
-            values = {**self.arguments, **shapes, **tensors, "variant": self.variant}
+            values = {**self.constants, **tensors, "variant": self.variant}
             if not (eager and isinstance(formula, Step)):
                 return formula(**values)
             bound = Bound(_ops[formula.op], self.variant, formula.resolve(values))
@@ -206,49 +206,39 @@ class Bound(Call):
         self, op: Op, variant: Variant, args: Sequence[Any], returned: int | None = None, numpy: bool = False
     ) -> None:
         super().__init__(op, variant, args)
-        tensors, names, first = args[: op.tensor_count], op.arguments[: op.tensor_count], args[0]
-        shapes = [*map(tuple, op.shapes(*args))]
-        self.returned = len(shapes) if returned is None else returned
-        self.skips_last = self.returned < len(shapes) and getattr(variant.ops[op.name], "skips_last", False)
-        self.constants = [
-            tuple(c) if isinstance(c, list) else c for c in args[op.tensor_count : op.kernel_argument_count]
-        ]
-        self.defaults = {i: op.defaults[names[i]](*args) for i, tensor in enumerate(tensors) if tensor is None}
+        tensors, first, results = args[: op.tensor_count], args[0], [*map(tuple, op.shapes(*args))]
+        self.returned = len(results) if returned is None else returned
+        self.skips_last = self.returned < len(results) and getattr(variant.ops[op.name], "skips_last", False)
+        self.defaults = {i: op.defaults[op.arguments[i]](*args) for i, tensor in enumerate(tensors) if tensor is None}
         given = [self.defaults.get(i, tensor) for i, tensor in enumerate(tensors)]
         self.prototypes = [
-            first.new_empty((), dtype=dtype).expand(shape) for dtype, shape in zip(op.dtypes, shapes, strict=True)
+            first.new_empty((), dtype=dtype).expand(shape) for dtype, shape in zip(op.dtypes, results, strict=True)
         ]
-        self.array_types = [
-            (
-                op.kernel_shape(name, tuple(tensor.shape), self.arguments),
-                np.dtype(str(tensor.dtype).removeprefix("torch.")),
-            )
-            for name, tensor in zip((*names, *op.results), (*given, *self.prototypes), strict=True)
+        array_types = [
+            (op.kernel_shape(name, tuple(array.shape), self.constants), _numpy_dtype(array))
+            for name, array in zip(op.array_names, (*given, *self.prototypes), strict=True)
         ]
-        self.kernel = None if all(0 in shape for shape in shapes) else self._chosen_kernel()
+        self.kernel_constants = [
+            tuple(c) if isinstance(c, list) else c for c in args[op.tensor_count : op.kernel_argument_count]
+        ]
+        kernel: Any = variant.ops[op.name] if any(map(math.prod, results)) else lambda *nothing: None
+        if hasattr(kernel, "bind"):
+            kernel = kernel.bind(tuple(array_types), tuple(self.kernel_constants))
+        small = sum(math.prod(shape) for shape, _ in array_types) <= SMALL
+        self.kernel = getattr(kernel, "alone", kernel) if small else kernel
         self.packs: dict[int, Any] = getattr(self.kernel, "packs", {})
         self.by_address = first.is_cpu and (numpy or not variant.tensors)
         self.contiguous = not self.by_address or all(map(_is_contiguous, given))
-        large = first.is_cpu and max(map(math.prod, shapes)) * first.itemsize >= LARGE
+        large = first.is_cpu and max(map(math.prod, results)) * first.itemsize >= LARGE
         self.new = (lambda like: prefer_huge_pages(torch.empty_like(like))) if large else torch.empty_like
-        self.buffers = [
-            (shape, dtype, memory_of(math.prod(shape) * dtype.itemsize)) for shape, dtype in self.array_types
-        ]
-        self.empty = np.empty((0,) * len(shapes[-1]), self.array_types[-1][1])
-
-    def _chosen_kernel(self) -> Any:
-        kernel: Any = self.variant.ops[self.op.name]
-        if hasattr(kernel, "bind"):
-            kernel = kernel.bind(tuple(self.array_types), tuple(self.constants))
-        small = sum(math.prod(shape) for shape, _ in self.array_types) <= SMALL
-        return getattr(kernel, "alone", kernel) if small else kernel
+        self.buffers = [(shape, dtype, memory_of(math.prod(shape) * dtype.itemsize)) for shape, dtype in array_types]
+        self.empty = np.empty((0,) * len(results[-1]), array_types[-1][1])
 
     def __call__(self, *tensors: Any) -> Any:
         """Return the result, or the tuple of results, with its gradient if somebody may ask for it."""
         if (torch.is_grad_enabled() and any_requires_grad(*tensors)) or in_forward_mode():
             return _apply(self, *tensors)
-        outs = self.run(tensors, self.skips_last)
-        return outs[0] if self.returned == 1 else tuple(outs[: self.returned])
+        return one_or_all(self.run(tensors, self.skips_last)[: self.returned])
 
     def run(self, tensors: Sequence[Any], skip_last: bool = False) -> list[Any]:
         """Return all results, without a gradient; the last one is not computed with `skip_last`."""
@@ -263,16 +253,15 @@ class Bound(Call):
                 for tensor, (shape, dtype, memory_at) in zip((*tensors, *outs), self.buffers)  # noqa: B905 (0.2 µs)
             ]
         else:
-            arrays = [t.reshape(shape) for t, (shape, _) in zip((*tensors, *outs), self.array_types)]  # noqa: B905
+            arrays = [t.reshape(shape) for t, (shape, _, _) in zip((*tensors, *outs), self.buffers)]  # noqa: B905
         for i, pack in self.packs.items():
             arrays[i] = packed(tensors[i], arrays[i], pack)
         if skip_last:
             arrays.append(self.empty)
         count = self.op.tensor_count
         if self.op.check is not None:
-            self.op.check(*arrays[:count], *self.constants)
-        if self.kernel is not None:
-            self.kernel(*arrays[:count], *self.constants, *arrays[count:])
+            self.op.check(*arrays[:count], *self.kernel_constants)
+        self.kernel(*arrays[:count], *self.kernel_constants, *arrays[count:])
         return outs
 
 
@@ -283,7 +272,7 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, call: Bound, *tensors: Any) -> Any:
         outs = call.run(tensors)
         call.save(ctx, tensors, outs, call.returned)
-        return outs[0] if call.returned == 1 else tuple(outs[: call.returned])
+        return one_or_all(outs[: call.returned])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -293,10 +282,15 @@ class _Differentiable(torch.autograd.Function):
 _apply = apply_of(_Differentiable)  # `is_observed` has made the checks that it leaves out
 
 
+def _numpy_dtype(tensor: torch.Tensor) -> np.dtype[Any]:
+    return np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+
 def _is_contiguous(tensor: torch.Tensor) -> bool:
     """Whether a kernel may take a tensor as it lies in memory."""
     return tensor.is_contiguous() and not tensor.is_neg()
 
 
-def _one_or_all(results: Sequence[Any]) -> Any:
+def one_or_all(results: Sequence[Any]) -> Any:
+    """A single result as it is, several as a tuple."""
     return results[0] if len(results) == 1 else tuple(results)

@@ -235,7 +235,7 @@ def max_pool2d_grad_input(grad, indices, kernel_size, stride, padding, dilation,
 
 
 # ---------------------------------------------------------------------------------------------------------
-# flatten, the reshape layer: no arithmetic; `vector`, `jit-tiled` and `torch` return a view and move nothing
+# flatten, the reshape layer, of images: no arithmetic; `vector`, `jit-tiled` and `torch` return a view and move nothing
 # ---------------------------------------------------------------------------------------------------------
 
 
