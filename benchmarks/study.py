@@ -1,7 +1,8 @@
 """`make study`: verify, measure, train, and write the page, in many short processes; says all the while how far it is.
 
-Every pass over the rows is a fresh process for each engine and number of cores, in a random order. Ctrl-C keeps what is
-done, writes the page from it, and the same command goes on from there; a finished study begins anew.
+What is not timed, proof and compiling, runs side by side; whatever is timed runs alone. Every pass over the rows is a
+fresh process for each engine and number of cores, in a random order. Ctrl-C keeps what is done, writes the page from
+it, and the same command goes on from there; a finished study begins anew.
 """
 
 import argparse
@@ -37,6 +38,7 @@ TRAININGS = {  # by name, the options of `jitconv train`
     "jit-parallel": "--variant jit-parallel --epochs 1",
     "interpreted": "--variant interpreted --epochs 1 --limit 1",
 }
+_PYTEST = (sys.executable, "-m", "pytest", "benchmarks", "-v", "-p", "no:cacheprovider", "--no-header")
 LINE_EVERY = 15  # seconds, where there is no terminal
 INTERRUPTED = 130
 FINISHED = re.compile(r" (PASSED|FAILED|ERROR|SKIPPED)")
@@ -44,7 +46,10 @@ FINISHED = re.compile(r" (PASSED|FAILED|ERROR|SKIPPED)")
 
 @dataclass
 class Step:
-    """A process of the study. work: how many rows, or as much time as so many take. done: whether it need not run."""
+    """A process of the study. work: how many rows, or as much time as so many take. done: whether it need not run.
+
+    timed: it has the machine to itself; the others run side by side.
+    """
 
     name: str
     command: list[str]
@@ -52,6 +57,7 @@ class Step:
     work: int
     done: Callable[[], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    timed: bool = True
     counts: bool = False  # rows are counted from its output
     may_fail: bool = False  # a wrong row ends pytest with 1, and is a gap of the report
     may_wait: bool = False  # a further pass: left out, or cut short, when the time for measuring is spent
@@ -75,7 +81,8 @@ class Study:
         command = [python, "-m", "jitconv", "verify", "--json", str(verify)]
         if self.suite == "quick" and not self.peers:
             command.append("--sample")
-        yield Step("verifying", command, self.folder / "verify.txt", 60, verify.exists)
+        yield Step("verifying", command, self.folder / "verify.txt", 60, verify.exists, timed=False)
+        yield from self._compiling()
         yield from self._measuring()
         for run, options in TRAININGS.items():
             out, kept = self.folder / f"train-{run}", results / f"train-{run}.json"
@@ -92,6 +99,19 @@ class Study:
         kept = results / "instructions.json"
         command = [python, "-m", "benchmarks.instructions", "--json", str(kept)]
         yield Step("innermost loops", command, self.folder / "instructions.txt", 15, kept.exists, may_fail=True)
+
+    def _compiling(self) -> Iterator[Step]:
+        """Compile what the first pass will run; jitconv's kernels are the same for any number of cores."""
+        from benchmarks.rows import LANES
+
+        some = "not interpreted and not test_first_step" + f" and ({self.only})" * bool(self.only)
+        for engine, threads in [("jitconv", 1), *(("torch.compile", threads) for threads in LANES)]:
+            log = self.folder / f"compiling-{engine}-{threads}.txt"
+            command = [*_PYTEST, "--suite", self.suite, "--engine", engine, "--threads", str(threads), "-k", some]
+            yield Step(
+                f"compiling {engine}", [*command, "--benchmark-disable"], log, 60, log.with_suffix(".done").exists,
+                self._environment(threads), timed=False, may_fail=True,
+            )  # fmt: skip
 
     def _measuring(self) -> Iterator[Step]:
         from benchmarks.rows import ENGINES, LANES, table
@@ -111,8 +131,7 @@ class Study:
                 if not left:
                     continue
                 file = self.folder / f"pass{number}-{engine}-{threads}-{len(earlier)}.json"
-                command = [sys.executable, "-m", "pytest", "benchmarks", "-v", "-p", "no:cacheprovider", "--no-header"]
-                command += ["--suite", self.suite, "--engine", engine, "--threads", str(threads)]
+                command = [*_PYTEST, "--suite", self.suite, "--engine", engine, "--threads", str(threads)]
                 command += ["--pass-number", str(number), "--benchmark-json", str(file), "--benchmark-quiet"]
                 command += [f"--done={each}" for each in earlier] + (["-k", self.only] if self.only else [])
                 yield Step(
@@ -197,41 +216,69 @@ class Display:
             )
 
 
-def run(step: Step, display: Display, until: float = math.inf) -> None:
-    """Run a step, its output to its log, and count the rows that it finishes; KeyboardInterrupt waits for its end.
+class Running:
+    """A step's process, its output to its log."""
 
-    until: when a step that may wait is told to end, on the monotonic clock; it keeps what it has.
-    """
-    display.begin(step.name)
-    step.log.parent.mkdir(parents=True, exist_ok=True)
-    before, counted, read = display.done, 0, 0
-    with step.log.open("w") as log:
-        process = subprocess.Popen(
-            step.command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **step.environment}
-        )
+    def __init__(self, step: Step) -> None:
+        self.step, self.counted = step, 0
+        step.log.parent.mkdir(parents=True, exist_ok=True)
+        with step.log.open("w") as log:
+            environment = {**os.environ, **step.environment}
+            self.process = subprocess.Popen(
+                step.command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+            )
+
+    def finished(self) -> int:
+        """How many of its rows have finished since this was asked last; all, when the process has ended."""
+        before = self.counted
+        if self.process.poll() is not None:
+            self.counted = self.step.work
+        elif self.step.counts:
+            self.counted = min(self.step.work, len(FINISHED.findall(self.step.log.read_text(errors="replace"))))
+        return self.counted - before
+
+    def end(self) -> None:
+        """Interrupt it, and wait until it has written what it has."""
+        self.process.send_signal(signal.SIGINT)
         try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                if step.counts:
-                    text = step.log.read_text(errors="replace")[read:]
-                    counted = min(step.work, len(FINISHED.findall(text)))
-                    display.advance(before + counted - display.done)
-                display.tick()
-                if step.may_wait and time.monotonic() > until:
-                    process.send_signal(signal.SIGINT)
-                    process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-    display.advance(before + step.work - display.done)
-    if process.returncode and not step.may_fail:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def run(steps: list[Step], display: Display, until: float = math.inf) -> None:
+    """Run steps side by side, one on each core, and count the rows that they finish.
+
+    until: when those that may wait are told to end, on the monotonic clock; they keep what they have, as all do at
+    KeyboardInterrupt.
+    """
+    waiting, running = [*steps], list[Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < machine.cores():
+                running.append(Running(waiting.pop(0)))
+                display.begin(", ".join(each.step.name for each in running))
+            time.sleep(0.2)
+            for each in [*running]:
+                if each.step.may_wait and time.monotonic() > until:
+                    each.end()
+                ended = each.process.poll() is not None
+                display.advance(each.finished())
+                if ended:
+                    running.remove(each)
+                    _ended(each)
+            display.tick()
+    finally:
+        for each in running:
+            each.end()
+
+
+def _ended(running: Running) -> None:
+    step, code = running.step, running.process.returncode
+    if code and not step.may_fail:
         tail = "\n".join(step.log.read_text(errors="replace").splitlines()[-20:])
-        raise SystemExit(f"{step.name} ended with {process.returncode}:\n{tail}")
-    (step.log.with_suffix(".done")).touch()
+        raise SystemExit(f"{step.name} ended with {code}:\n{tail}")
+    step.log.with_suffix(".done").touch()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -258,11 +305,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with display.bar:
             until = math.inf
+            run([step for step in study.steps() if not (step.timed or step.done())], display)
             for step in study.steps():
                 if step.counts and until == math.inf and minutes is not None:
                     until = time.monotonic() + 60 * minutes
                 if not step.done() and not (step.may_wait and time.monotonic() > until):
-                    run(step, display, until)
+                    run([step], display, until)
                     step.done()
     except KeyboardInterrupt:
         _write(study, options.results, options.page)
