@@ -127,6 +127,7 @@ def test_code_whose_writing_is_cut_short_is_never_taken_for_other_code(
             assert kernel(1) == 2
         assert kernel(1) == 2
     assert len(replaced) == files
+    assert not list(cache.rglob("*.tmp.*"))
     kernel = compiling.njit(increment)
     assert kernel(1) == 2
     assert sum(kernel.stats.cache_hits.values()) == (files == 3), "three files are all"

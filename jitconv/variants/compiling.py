@@ -1,6 +1,7 @@
 """How Python loops become machine code here: Numba's flags, and a compile cache that many processes may share."""
 
 import functools
+import glob
 import hashlib
 import math
 import os
@@ -80,7 +81,11 @@ class SharedCache(compat.cache_class(lambda: _kernel_sources(), lambda folder: _
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(Exception), self._locked():  # a full disk: this process has its code, the next compiles again
-            super().save_overload(sig, data)
+            try:
+                super().save_overload(sig, data)
+            finally:  # what Ctrl-C, or the end of a process, left half written
+                for part in Path(self.cache_path).glob(f"{glob.escape(self.base_name)}.*.tmp.*"):
+                    part.unlink()
 
 
 def njit(function: Callable[..., Any], *, fastmath: frozenset[str] = FAST, cache: bool = True, **options: Any) -> Any:
