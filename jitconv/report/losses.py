@@ -72,8 +72,9 @@ def losses(results: Results) -> dict[str, Any]:
             continue
         plan, layers = (next((row for row in rows if row.variant == name), None) for name in (PLAN, OURS))
         if plan and layers and _slower(results, plan, layers) and not (plan.flags or layers.flags):
-            step = "convolutions of 16 channels and more stay torch's in a plan's training"
-            plans.append(_line(results, layers, plan, step if "step" in plan.quantity else "not explained yet"))
+            wide = plan.group == "models" and "step" in plan.quantity
+            reason = "convolutions of 16 channels and more stay torch's in training" if wide else "not explained yet"
+            plans.append(_line(results, layers, plan, reason))
         best = next((row for row in rivals if not row.flags), None)
         if best is not None and best.seconds < mine.seconds and not mine.flags:
             if _slower(results, mine, best):

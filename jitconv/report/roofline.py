@@ -84,10 +84,11 @@ def roofline(results: Results) -> Any:
     def at(name: str) -> Any:
         return (alt.Y if name in ("from", "down") else alt.X)(f"{name}:Q", scale=None)
 
+    label = alt.Chart(labels).encode(x=at("at"), y=at("down"), text="label:N")
     layers = [
         alt.Chart(labels).mark_rule(color=LINE).encode(x=at("across"), y=at("from"), y2="to:Q"),
         alt.Chart(stems).mark_rule(color=BAR).encode(x=x, y="low:Q", y2="high:Q"),
-        alt.Chart(labels).mark_text(fontSize=10.5, color=SOFT).encode(x=at("at"), y=at("down"), text="label:N"),
+        *_text(label, fontSize=10.5, color=SOFT),
         alt.Chart(frame)
         .mark_point(filled=True, size=60, opacity=1, strokeWidth=1.4)
         .encode(
@@ -119,15 +120,19 @@ def roofline(results: Results) -> Any:
             text = f"{where.removeprefix('copy ')}, {digits(limit / 1e9, 3)} GB/s"
             ends.append({"intensity": low, "rate": min(peak, low * limit / 1e9), "label": text, "below": True})
     roof = alt.Chart(pd.DataFrame(lines)).mark_line(color=INK, strokeWidth=1.6)
-    texts = [
-        alt.Chart(pd.DataFrame([each for each in ends if each["below"] == below]))
-        .mark_text(align="left" if below else "right", dx=12 if below else 0, dy=13 if below else -9, color=INK)
-        .encode(x=x, y=y, text="label:N")
-        for below in {each["below"] for each in ends}
-    ]
+    texts = []
+    for below in {each["below"] for each in ends}:
+        end = alt.Chart(pd.DataFrame([each for each in ends if each["below"] == below]))
+        place = {"align": "left", "dx": 12, "dy": 13} if below else {"align": "right", "dy": -9}
+        texts += _text(end.encode(x=x, y=y, text="label:N"), color=INK, **place)
     return alt.layer(
         *layers[:1], roof.encode(x=x, y=y, detail="limit:N"), *layers[1:], *texts
     ).properties(width=WIDTH, height=HEIGHT)  # fmt: skip
+
+
+def _text(chart: Any, **look: Any) -> list[Any]:
+    """The chart's text, and below it the paper that keeps lines from crossing it."""
+    return [chart.mark_text(**look, stroke=PAPER, strokeWidth=4, strokeJoin="round"), chart.mark_text(**look)]
 
 
 def _labels(stems: pd.DataFrame) -> pd.DataFrame:
