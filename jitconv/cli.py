@@ -65,6 +65,8 @@ def verify(
     json_file: Path | None,
 ) -> None:
     """Compare every layer, forward and backward, with torch: on real digits, then on the table of cases."""
+    from jitconv.variants import EXACT_OPS
+
     network, cases, hard, few = _checks(names, layers, images, sample)
     output = Console(width=max(100, Console().width))
     for (dtype,), found in _grouped(network, "dtype").items():
@@ -72,7 +74,7 @@ def verify(
     output.print(_cases_table(cases, few))
     output.print(
         "MSE, max error: against torch in the same dtype. Error: against torch in float64, torch's own beside it. "
-        "Bound used: the largest share of the allowed error; exact: bit for bit, as max_pool2d, relu, flatten must be."
+        f"Bound used: the largest share of the allowed error; exact: bit for bit, as {', '.join(EXACT_OPS)} must be."
     )
     if json_file is not None:
         _write_checks(json_file, network, cases, hard, few)

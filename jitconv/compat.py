@@ -43,7 +43,10 @@ transform = torch._C._functorch.peek_interpreter_stack  # not None inside torch.
 profiling = torch._C._autograd._profiler_enabled  # whether torch.profiler runs; there is no public way to ask
 is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched=True; looks like any tensor
 pytree = _pytree  # nested tuples, lists and dicts, as torch.export and torch.func see them
-PLAIN = (torch.Tensor, torch.nn.Parameter)  # what is no subclass, whose __torch_function__ would want to be asked
+TENSOR_TYPES = (
+    torch.Tensor,
+    torch.nn.Parameter,
+)  # what is no subclass, whose __torch_function__ would want to be asked
 implicit_softmax_dim = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]  # what dim=None means
 
 
@@ -62,7 +65,7 @@ def is_observed() -> bool:
 def is_special(value: Any) -> bool:
     """Return whether a value is a tensor that only torch's dispatcher knows how to compute with."""
     return isinstance(value, torch.Tensor) and (
-        type(value) not in PLAIN or value.is_meta or is_legacy_batchedtensor(value)
+        type(value) not in TENSOR_TYPES or value.is_meta or is_legacy_batchedtensor(value)
     )
 
 
@@ -206,18 +209,18 @@ def cache_class(stamp: Callable[[], bytes], trusts: Callable[[Path], bool]) -> A
     It lies where Numba's own does (NUMBA_CACHE_DIR, __pycache__, the user's cache folder), if `trusts` that folder.
     """
 
-    class Place:
+    class Trusted:
         @classmethod
         def from_function(cls, function: Any, file: str) -> Any:
-            place = super().from_function(function, file)  # type: ignore[misc]
-            return place if place is not None and trusts(Path(place.get_cache_path())) else None
+            locator = super().from_function(function, file)  # type: ignore[misc]
+            return locator if locator is not None and trusts(Path(locator.get_cache_path())) else None
 
         def get_source_stamp(self) -> bytes:
             return stamp()
 
     class Files(CompileResultCacheImpl):
         _locator_classes: Any = tuple(
-            type(locator.__name__, (Place, locator), {})
+            type(locator.__name__, (Trusted, locator), {})
             for locator in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)
         )
 

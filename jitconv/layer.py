@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jitconv import shapes, variants
-from jitconv.compat import PLAIN, is_channels_last, is_legacy_batchedtensor, is_observed
+from jitconv.compat import TENSOR_TYPES, is_channels_last, is_legacy_batchedtensor, is_observed
 from jitconv.op import Bound, Op, one_or_all
 from jitconv.variants import Variant
 
@@ -129,7 +129,7 @@ def _key(parts: tuple[Any, ...], given: Sequence[Any]) -> tuple[Any, ...] | None
     """`parts` and what else a call follows from, if all its arrays are plain and on the CPU; else None."""
     for value in given:
         kind = type(value)
-        if kind in PLAIN:
+        if kind in TENSOR_TYPES:
             if not value.is_cpu or value.layout is not STRIDED or value.is_neg() or is_legacy_batchedtensor(value):
                 return None
             parts += value.shape, value.stride(), value.dtype

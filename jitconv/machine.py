@@ -16,7 +16,7 @@ except ImportError:  # a GPU machine may have no more than torch and numba
     psutil = None
 
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "torchvision", "numba-cuda", "onnxruntime", "openvino", "jax")
-ENGINES = ("onnxruntime", "openvino", "jax")  # with threads of their own
+THREADED_ENGINES = ("onnxruntime", "openvino", "jax")  # with threads of their own
 CPU_FEATURES = ("avx512f", "avx512bf16", "avx2", "fma", "avx", "sse4.2", "neon", "sve")
 
 
@@ -127,7 +127,7 @@ def _other_pools() -> list[str]:
 
     from jitconv.variants import threads
 
-    found = [engine for engine in ENGINES if engine in sys.modules]
+    found = [engine for engine in THREADED_ENGINES if engine in sys.modules]
     with suppress(ValueError):  # Numba's are not started
         layer = f"Numba's {numba.threading_layer()}"
         found += ["Numba"] if threads.layer() != layer else []

@@ -1,7 +1,9 @@
 """The registry: what a user adds is used, verified and listed like what is built in."""
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,12 +28,18 @@ def shifted_relu(x: np.ndarray, out: np.ndarray) -> None:
     out += 1
 
 
-def test_the_ladder_is_in_order() -> None:
-    on_cpu = ("interpreted", "jit", "jit-parallel", "jit-static", "jit-tiled", "jit-winograd", "vector")
-    ladder = (*on_cpu, "cuda", "cuda-tiled", "torch")
-    assert variants.names()[: len(ladder)] == ladder
-    assert set(variants.available("cpu")) >= {*on_cpu, "torch"}
-    assert not {"cuda", "cuda-tiled"} & set(variants.available("cpu"))
+def test_the_ladder_of_the_readme_is_the_registrys() -> None:
+    text = (
+        (Path(__file__).parents[1] / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## The ladder")[2]
+        .partition("Read on:")[0]
+    )
+    rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| `")]
+    ladder = [(name, runs_on) for names, _, runs_on in rows for name in re.findall("`(.+?)`", names)]
+    assert [name for name, _ in ladder] == [*variants.names()[: len(variants._BUILT_IN)]]
+    for name, runs_on in ladder:
+        assert (name in variants.available("cpu")) == ("CPU" in runs_on or "both" in runs_on)
 
 
 @pytest.mark.parametrize("name", [*variants.available("cpu"), "cuda", "cuda-tiled"])

@@ -222,7 +222,7 @@ def activated(x: Array, activation: nodes.Activation, out: Array) -> list[Kernel
     limits, steps = bounds(activation), []
     if x is not out or limits not in (None, (-math.inf, math.inf)):
         name, limits = (activation[0] if activation and limits else "copy"), limits or (-math.inf, math.inf)
-        steps = [KernelCall(name, windows.BOUND, [flat(x), *limits, flat(out)], small=_is_small(x, out))]
+        steps = [KernelCall(name, windows.CLAMP, [flat(x), *limits, flat(out)], small=_is_small(x, out))]
     return [*steps, *smooth(out, activation)]
 
 

@@ -19,7 +19,7 @@ from jitconv.plan.nodes import Node
 from jitconv.variants import Variant
 from jitconv.variants.tiled.blocked import FROM_BLOCKED, TO_BLOCKED
 
-DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
     torch.int64: np.dtype(np.int64),
@@ -95,12 +95,12 @@ class Lowering:
             self._to_planes(node)
         if node not in self.arrays:
             kind = "weight" if node in self.static else "input" if node.op == "placeholder" else "result"
-            self.arrays[node] = buffers.new(shape(node), DTYPES[value(node).dtype], kind, node)
+            self.arrays[node] = buffers.new(shape(node), NUMPY_DTYPES[value(node).dtype], kind, node)
         return self.arrays[node]
 
     def out(self, node: Node, like: tuple[int, ...] | None = None, blocked: bool = False) -> Array:
         """A new array for what the node computes: of the result, in a concatenation's, or in the arena."""
-        size, dtype = like or shape(node), DTYPES[value(node).dtype]
+        size, dtype = like or shape(node), NUMPY_DTYPES[value(node).dtype]
         if node in self.roots:
             array = buffers.new(size, dtype, "output", node, blocked)
         elif node in self.inside:
@@ -164,7 +164,7 @@ class Lowering:
 
     @staticmethod
     def dtype(node: Node) -> np.dtype[Any]:
-        return DTYPES[value(node).dtype]
+        return NUMPY_DTYPES[value(node).dtype]
 
     # ---- one node ----
 
@@ -198,7 +198,7 @@ class Lowering:
             self.array(node)
 
     def _is_array(self, node: Any) -> bool:
-        if not isinstance(node, fx.Node) or value(node).dtype not in DTYPES:
+        if not isinstance(node, fx.Node) or value(node).dtype not in NUMPY_DTYPES:
             return False
         return node in self.arrays or node in self.blocks or node.op == "placeholder"
 
@@ -211,7 +211,9 @@ class Lowering:
         if binder is None:
             return None
         inputs = [value(n) for n in node.all_input_nodes]
-        if any(not isinstance(v, torch.Tensor) or v.dtype not in DTYPES or v.device.type != "cpu" for v in inputs):
+        if any(
+            not isinstance(v, torch.Tensor) or v.dtype not in NUMPY_DTYPES or v.device.type != "cpu" for v in inputs
+        ):
             return None
         results = value(node)
         results = results if isinstance(results, (tuple, list)) else [results]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from jitconv.memory import memory_of, prefer_huge_pages
-from jitconv.packing import kept
+from jitconv.packing import cached
 from jitconv.plan import nodes
 from jitconv.plan.buffers import ALIGNMENT, Array
 from jitconv.plan.capture import Source
@@ -45,7 +45,7 @@ class Weights:
             args, kwargs = fx.node.map_aggregate((prepared.args, prepared.kwargs), self._value)
             make = partial(prepared.target, *args, **kwargs)
             formula, of = program.formulas.get(key, (None, []))
-            self.tensors[key] = kept([self.tensors[node] for node in of], formula, make) if of else make()
+            self.tensors[key] = cached([self.tensors[node] for node in of], formula, make) if of else make()
         self.contiguous = {key: self.tensors[key].contiguous() for key in program.weight_arrays}
 
     def _value(self, arg: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jitconv import packing, variants
-from jitconv.compat import PLAIN, pytree, transform
+from jitconv.compat import TENSOR_TYPES, pytree, transform
 from jitconv.plan.capture import Captured, capture
 from jitconv.plan.lower import Lowering
 from jitconv.plan.program import Program
@@ -187,7 +187,7 @@ def _checked(name: str, leaf: Any) -> Any:
         leaf = torch.from_numpy(np.require(leaf, requirements=["C", "A", "W"]))
     if not isinstance(leaf, Tensor):
         return leaf
-    if type(leaf) not in PLAIN or leaf.is_meta or transform() is not None:
+    if type(leaf) not in TENSOR_TYPES or leaf.is_meta or transform() is not None:
         raise TypeError(f"{name} must be a plain tensor, outside torch.func's transforms, got {type(leaf).__name__}")
     if not leaf.is_cpu:
         raise ValueError(f"{name} must be on the CPU, got {leaf.device}: move it, or convert the model for its device")

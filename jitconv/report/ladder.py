@@ -20,7 +20,7 @@ LAYER = {"group": "layers", "layer": "conv2d", "quantity": "forward"}
 NETWORK = {"group": "network", "quantity": "forward"}
 OF_RESNET = {"group": "resnet", "quantity": "forward", "work": "ResNet 64→64 3×3/1 at 56×56, 8"}
 IMAGES = (1, 8, 64)
-SMALL = {  # the layers of examples/ladder, by their names there
+LADDER_LAYERS = {  # the layers of examples/ladder, by their names there
     "digits": "1→20, 5×5, 64 images of 28×28",
     "resnet": "64→64, 3×3, 8 images of 56×56",
     "pooled": "1→20 and 2×2 pooling",
@@ -206,7 +206,7 @@ def _line(results: Results, row: Row, before: Row | None, images: int = 0) -> di
 def small(results: Results) -> dict[str, Any]:
     """Return the runnable rungs of examples/ladder: a line a file, with its times and the file as it stands."""
     rows = {(row.variant, row.work): row for row in results.pick(group="ladder", threads=1)}
-    works = [name for name in SMALL if any(work == name for _, work in rows)]
+    works = [name for name in LADDER_LAYERS if any(work == name for _, work in rows)]
     images = {work: max(row.batch for (_, name), row in rows.items() if name == work) for work in works}
     before: dict[str, Row] = {}
     lines = []
@@ -221,7 +221,7 @@ def small(results: Results) -> dict[str, Any]:
             before |= {work: row} if row else {}
         say = " ".join(said.partition("\n\n")[0].split())
         lines.append({"name": name, "say": say, "cells": cells, "code": coloured(text, ()) if text else ""})
-    return {"columns": [SMALL[work] for work in works], "lines": lines, "note": _compiled_twice(results, rows)}
+    return {"columns": [LADDER_LAYERS[work] for work in works], "lines": lines, "note": _compiled_twice(results, rows)}
 
 
 def _compiled_twice(results: Results, rows: dict[tuple[str, str], Row]) -> str:

@@ -9,7 +9,7 @@ from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, marke
 from jitconv.report.words import between, cores, digits, named, percent, times, work_of
 
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
-SMALL = 1e-4  # seconds: losses of shorter calls are folded together
+SHORT_CALL = 1e-4  # seconds: losses of shorter calls are folded together
 
 
 def causes(results: Results) -> list[tuple[Any, str]]:
@@ -24,7 +24,7 @@ def causes(results: Results) -> list[tuple[Any, str]]:
         cost = f"a call costs {digits(a, 2)} to {digits(b, 2)} µs before it computes, torch's {digits(c, 2)} "
         cost += f"to {digits(d, 2)}"
     return [
-        (lambda row, winner: row.seconds < SMALL, cost),
+        (lambda row, winner: row.seconds < SHORT_CALL, cost),
         (
             lambda row, winner: winner not in ENGINES,
             "a lower rung fits this shape better than the kernel chosen for it",
@@ -79,7 +79,7 @@ def losses(results: Results) -> dict[str, Any]:
         if best is not None and best.seconds < mine.seconds and not mine.flags:
             if _slower(results, mine, best):
                 reason = next(words for fits, words in why if fits(mine, best.variant))
-                shares = _shares(results, best, mine) if mine.seconds >= SMALL else ""
+                shares = _shares(results, best, mine) if mine.seconds >= SHORT_CALL else ""
                 found.append(_line(results, best, mine, reason + shares))
                 continue
             close += 1
@@ -88,8 +88,8 @@ def losses(results: Results) -> dict[str, Any]:
             flagged.append(_line(results, fastest, mine, ", ".join(dict.fromkeys((*mine.flags, *fastest.flags)))))
     for lines in (found, flagged, plans):
         lines.sort(key=lambda line: -line["lost"])
-    large = [line for line in found if line["ours"] >= SMALL]
-    small = [line for line in found if line["ours"] < SMALL]
+    large = [line for line in found if line["ours"] >= SHORT_CALL]
+    small = [line for line in found if line["ours"] < SHORT_CALL]
     for lines in (large, plans):
         for line in lines:
             line["width"] = 100 * line["lost"] / lines[0]["lost"]

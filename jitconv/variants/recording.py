@@ -29,7 +29,7 @@ from jitconv.variants.workers import (
 )
 
 MAX_BYTES = 1 << 12  # bytes of arguments
-LINE = 3  # numbers of a recording in a table
+ENTRY = 3  # numbers of a recording in a table
 APART = CACHE_LINE // 8  # numbers, between counters that different workers change
 
 
@@ -80,10 +80,10 @@ def _failed(typing, arguments):
 
 def run(start, workers, team, lines):
     """Run recordings, one after the other; team: see team_on_torch."""
-    steps, failed = len(lines) // LINE, 0
+    steps, failed = len(lines) // ENTRY, 0
     if start == ALONE or team[0] == 0:
         for i in range(steps):
-            code, arguments, parts = lines[LINE * i], lines[LINE * i + 1], lines[LINE * i + 2]
+            code, arguments, parts = lines[ENTRY * i], lines[ENTRY * i + 1], lines[ENTRY * i + 2]
             if start == ALONE:
                 call_work(code, 0, 1, arguments)
             else:
@@ -92,7 +92,7 @@ def run(start, workers, team, lines):
         taken = np.zeros(steps * workers * APART, np.int64)
         each_worker(team[0], workers, _run_together, (team[1], lines, taken))
     for i in range(steps):
-        failed += _failed(lines[LINE * i + 1])
+        failed += _failed(lines[ENTRY * i + 1])
     if failed != 0:
         raise MemoryError(NO_MEMORY)
 
@@ -103,8 +103,8 @@ def _run_together(worker, workers, barrier, lines, taken):
 
     Who waits at a barrier may wait long for a worker whose core something else uses, so the shares must not be fixed.
     """
-    for i in range(len(lines) // LINE):
-        code, arguments, parts = lines[LINE * i], lines[LINE * i + 1], lines[LINE * i + 2]
+    for i in range(len(lines) // ENTRY):
+        code, arguments, parts = lines[ENTRY * i], lines[ENTRY * i + 1], lines[ENTRY * i + 2]
         if parts == 0 and worker == 0:
             call_work(code, 0, 1, arguments)
         for distance in range(workers if parts > 0 else 0):

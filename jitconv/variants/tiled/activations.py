@@ -9,7 +9,7 @@ from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
 
-WIDE = 2  # registers at once
+REGISTERS = 2  # registers at once
 
 
 def _in_place(activation):
@@ -17,7 +17,7 @@ def _in_place(activation):
 
     @inner
     def walk(worker, workers, out):
-        unit = zeros(out, 1, WIDE)
+        unit = zeros(out, 1, REGISTERS)
         step = tile_size(unit)
         begin, end = share(out.size, worker, workers, step)
         for i in range(begin, end, step):

@@ -19,7 +19,7 @@ from jitconv.variants.threads import count
 from jitconv.variants.tiled import layout
 from jitconv.variants.tiled.activations import hardsigmoid, hardswish, sigmoid, silu
 from jitconv.variants.tiled.direct import Arrays, Launch, Tables, convolve
-from jitconv.variants.tiled.geometry import Axis, Layout, forward, phases, tables
+from jitconv.variants.tiled.geometry import Axis, Layout, forward, polyphase, tables
 from jitconv.variants.tiled.kernel import PARTS, Tiled
 from jitconv.variants.tiled.layout import FROM_BLOCKED, PACK, TO_BLOCKED, Weights, blocks_of, size_of
 from jitconv.variants.tiled.microkernel import TileShape
@@ -315,8 +315,8 @@ def bind_grad_input(
     groups, area = C // inputs, K_h * K_w
     sizes = Sizes(N, groups, O // groups, inputs, (grad_shape[2], grad_shape[3]), (H, W))
     kernel = Convolution(sizes, dtype, (layout_in, layout_out), Epilogue())
-    for rows in phases(H, grad_shape[2], K_h, stride[0], padding[0], dilation[0]):
-        for columns in phases(W, grad_shape[3], K_w, stride[1], padding[1], dilation[1]):
+    for rows in polyphase(H, grad_shape[2], K_h, stride[0], padding[0], dilation[0]):
+        for columns in polyphase(W, grad_shape[3], K_w, stride[1], padding[1], dilation[1]):
             taps = tuple(i * K_w + j for i in rows.taps for j in columns.taps)
             kernel.add(rows, columns, taps, (area, inputs * area, O // groups * inputs * area, area))
     return kernel

@@ -25,7 +25,7 @@ from jitconv.variants.tiled.product import (
 from jitconv.variants.tiled.shifts import tap_columns
 from jitconv.variants.workers import each_worker
 
-AT_ONCE = 1024  # pixels of the image that are computed together, about
+BAND_PIXELS = 1024  # pixels of the image that are computed together, about
 
 
 def conv2d_grad_input(start, workers, grad, weight, stride, padding, dilation, out):
@@ -38,7 +38,7 @@ def _bands(worker, workers, grad, weight, conv, out):
     (N, O, H_out, W_out), (_, C, K_h, K_w), (H, W) = grad.shape, weight.shape, out.shape[2:]
     groups, taps, pixels = out.shape[1] // C, C * K_h * K_w, H_out * W_out
     F, images = O // groups, N * groups
-    per_image = max(1, H * W // AT_ONCE, (workers + images - 1) // images)
+    per_image = max(1, H * W // BAND_PIXELS, (workers + images - 1) // images)
     lines = (H + per_image - 1) // per_image
     rows = min(H_out, (lines - 1 + (K_h - 1) * conv.dilation[0]) // conv.stride[0] + 1)
     z, work, no_bias = np.empty(taps * rows * W_out, grad.dtype), workspace(grad), np.zeros(taps, grad.dtype)

@@ -72,6 +72,7 @@ def _pool(worker, workers, conv, W, x, weight, bias, out, indices):
                     f += height
 
 
+# Not a tile of product.py: its registers are adjacent in a row of B, these lie in four planes, and are pooled at once.
 @partial(inner, forceinline=True)
 def _sums(height, a, row, ld, b, starts, column, partial_sums):
     """tile[r, v] = Σ_k a[row + r·ld + k] · b[starts[k, v] + column …] for k < ld, SHORT_BLOCK terms at a time"""

@@ -31,8 +31,8 @@ def forward(size: int, out_size: int, K: int, stride: int, padding: int, dilatio
     return Axis(out_size, 0, 1, stride, taps, tuple(k * dilation - padding for k in taps), size)
 
 
-def phases(size: int, grad_size: int, K: int, stride: int, padding: int, dilation: int) -> list[Axis]:
-    """The axes of the gradient for an input of `size`: lines a stride apart meet the same taps of ∂z."""
+def polyphase(size: int, grad_size: int, K: int, stride: int, padding: int, dilation: int) -> list[Axis]:
+    """The axes of the gradient for an input of `size`, one a phase: lines a stride apart meet the same taps of ∂z."""
     axes = []
     for phase in range(stride):
         first = (phase - padding) % stride

@@ -1,4 +1,4 @@
-"""The gradient of conv2d for an input of few channels: for each phase of the stride, a convolution of ∂z.
+"""The gradient of conv2d for an input of few channels by polyphase decomposition: a convolution of ∂z for each phase.
 
 Lines of the input that are a stride apart meet the same taps, and so do columns: they are ∂z convolved with those taps,
 in reverse order, with input and output channels exchanged.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jitconv.variants.tiled.geometry import phases
+from jitconv.variants.tiled.geometry import polyphase
 
 
 class GradInput:
@@ -20,7 +20,7 @@ class GradInput:
         self, grad_shape: Any, weight_shape: Any, x_shape: Any, geometry: Any, conv2d: Callable[..., None]
     ) -> None:
         sizes = zip(x_shape[2:], grad_shape[2:], weight_shape[2:], *geometry, strict=True)
-        self.rows, self.columns = (phases(*size) for size in sizes)
+        self.rows, self.columns = (polyphase(*size) for size in sizes)
         self.groups, self.conv2d = x_shape[1] // weight_shape[1], conv2d
         self.dilation = tuple(d // math.gcd(s, d) for s, _, d in zip(*geometry, strict=True))  # of the taps of a phase
 

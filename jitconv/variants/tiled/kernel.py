@@ -17,8 +17,8 @@ _compiled = functools.cache(njit)  # once, whatever the options that ops give a 
 class Tiled(Kernel):
     """A driver, compiled once, that is told where its workers run, how many they are, and the op's own options.
 
-    Where it returns False the plain loops compute the result: for arguments that a driver does not take, and where a
-    number that is not finite met zeros that are not part of the sum.
+    Where it returns False, `plain` takes over: the plain loops, where a number that is not finite met zeros that are no
+    part of the sum; or what raises for a target that is no class, which the loss sees as it reads them all.
     recordable: whether the driver gives its workers its own arguments and nothing else, by one each_worker.
     parts: in how many parts a worker may do its share of a recorded call; more than one where beginning is cheap.
     """

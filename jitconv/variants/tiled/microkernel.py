@@ -92,11 +92,11 @@ class _Pixels(Code):
 
         def of_row(r):
             row = builder.add(i, builder.mul(ir.Constant(INDEX, r), ld))
-            return self.apart(array_type, array, row, vector_ld)
+            return self.vector_addresses(array_type, array, row, vector_ld)
 
         return of_row
 
-    def apart(self, array_type, array, i, vector_ld):
+    def vector_addresses(self, array_type, array, i, vector_ld):
         """The addresses of a row's registers, array[i + v·vector_ld]."""
         offsets = (self.builder.mul(ir.Constant(INDEX, v), vector_ld) for v in range(self.tile.vectors))
         return [self.at(array_type, array, i, offset) for offset in offsets]
@@ -159,7 +159,7 @@ def fma_vectors(typing, shape, tile, x, i, ld, w, j, vector_ld):
     def code(context, builder, signature, args):
         emit = _Pixels(context, builder, tile)
         _, total, x_value, i_value, ld_value, w_value, j_value, vector_ld_value = args
-        weights = [emit.load(address) for address in emit.apart(w, w_value, j_value, vector_ld_value)]
+        weights = [emit.load(address) for address in emit.vector_addresses(w, w_value, j_value, vector_ld_value)]
         address = emit.at(x, x_value, i_value)
         for r in range(tile.rows):
             total = emit.with_row(total, r, emit.multiplied(emit.row(total, r), address, weights, False))
@@ -195,7 +195,7 @@ def load_add_pixels(typing, tile, c, i, ld, vector_ld, n):
     def code(context, builder, signature, args):
         emit = _Pixels(context, builder, tile)
         total, c_value, i_value, ld_value, vector_ld_value, n_value = args
-        addresses = emit.apart(c, c_value, i_value, vector_ld_value)
+        addresses = emit.vector_addresses(c, c_value, i_value, vector_ld_value)
         for r in range(tile.rows):
             pairs = zip(emit.row(total, r), addresses, strict=True)
             row = [emit.pinned(builder.fadd(vector, emit.load(address))) for vector, address in pairs]
@@ -212,7 +212,7 @@ def store_pixels(typing, tile, c, i, ld, vector_ld, n):
         emit = _Pixels(context, builder, tile)
         total, c_value, i_value, ld_value, vector_ld_value, n_value = args
         last = builder.mul(builder.sub(n_value, ir.Constant(INDEX, 1)), ld_value)
-        addresses = emit.apart(c, c_value, builder.add(i_value, last), vector_ld_value)
+        addresses = emit.vector_addresses(c, c_value, builder.add(i_value, last), vector_ld_value)
         for r in reversed(range(tile.rows)):  # rows beyond n are overwritten by row n - 1
             for vector, address in zip(emit.row(total, r), addresses, strict=True):
                 emit.store(vector, address)

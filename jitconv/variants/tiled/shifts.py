@@ -69,7 +69,10 @@ def shares(worker, workers, N, channels, step):
 
 
 class Planes(NamedTuple):
-    """The layout of shifted copies, (C, phases, columns, images, lines, width): `columns` says where each begins."""
+    """The layout of shifted copies, (C, phases, columns, images, lines, width): `columns` says where each begins.
+
+    phases: the lines that leave one remainder, divided by the stride, lie together, as in a polyphase decomposition.
+    """
 
     phases: int
     columns: Any

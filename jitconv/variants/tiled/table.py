@@ -34,7 +34,7 @@ MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of
 FULL = 0.7  # of the lanes, from which on channels belong into them
 COL2IM_CHANNELS = 4  # of an image whose gradient is asked for
 COLOURS = 4  # channels of a picture, with transparency
-FEW_TERMS = 128  # of a 1×1 filter, up to which pixels stay in the lanes
+FEW_INPUTS = 128  # channels of a 1×1 filter, up to which pixels stay in the lanes
 POOLED_TERMS = 2 * SHORT_BLOCK  # of a sum whose result is pooled in registers: of longer ones that saves nothing
 MOST_PIXELS = 1 << 31  # of an image whose indices fit into the lanes of a register of float32
 LONGEST = 9216  # terms of a sum that blocked.py adds up within the bound; products have one level of blocks more
@@ -81,7 +81,7 @@ def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]
     groups = x_shape[1] // weight_shape[1]
     (stride, padding, dilation), area = constants, math.prod(weight_shape[2:])
     filters, inputs = weight_shape[0] // groups, weight_shape[1]
-    product = area == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and inputs <= FEW_TERMS
+    product = area == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and inputs <= FEW_INPUTS
     shifted = product or is_narrow(filters, inputs, groups, stride, arrays[-1][0][3], dtype)
     if not shifted and fills_lanes(filters, inputs, groups, area, dtype):
         how = Epilogue("relu" if relu else None)

@@ -13,12 +13,11 @@ from numba.extending import intrinsic
 from jitconv.variants.compiling import inner
 from jitconv.variants.elementwise import broadcast, load, store
 from jitconv.variants.simd import Code, lanes, zeros
+from jitconv.variants.tiled.activations import REGISTERS
 from jitconv.variants.tiled.kernel import PARTS, Tiled
 from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
-
-WIDE = 2  # registers at once, where every number stands for itself
 
 
 def windows(size: int, out_size: int, kernel: int, stride: int, padding: int, dilation: int) -> Any:
@@ -153,8 +152,8 @@ def add(start, workers, x, y, low, high, out):
 
 @inner
 def _add(worker, workers, x, y, low, high, out):
-    unit = zeros(out, 1, WIDE)
-    step = WIDE * lanes(out)
+    unit = zeros(out, 1, REGISTERS)
+    step = REGISTERS * lanes(out)
     begin, end = share(out.size, worker, workers, step)
     for i in range(begin, end, step):
         n = end - i
@@ -168,8 +167,8 @@ def bound(start, workers, x, low, high, out):
 
 @inner
 def _bound(worker, workers, x, low, high, out):
-    unit = zeros(out, 1, WIDE)
-    step = WIDE * lanes(out)
+    unit = zeros(out, 1, REGISTERS)
+    step = REGISTERS * lanes(out)
     begin, end = share(out.size, worker, workers, step)
     for i in range(begin, end, step):
         store(clamp(load(unit, x, i, end - i, 0), low, high), out, i, end - i)
@@ -190,6 +189,6 @@ def _scale(worker, workers, x, factors, pixels, out):
             store(load(unit, x, i, lane, 0) * factor, out, i, lane)
 
 
-MAX_POOL2D, AVG_POOL2D, AFFINE, ADD, BOUND, SCALE = (
+MAX_POOL2D, AVG_POOL2D, AFFINE, ADD, CLAMP, SCALE = (
     Tiled(driver, None, recordable=True, parts=PARTS) for driver in (max_pool2d, avg_pool2d, affine, add, bound, scale)
 )
