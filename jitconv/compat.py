@@ -76,6 +76,15 @@ def is_channels_last(value: Any) -> bool:
     return _prims_common.suggest_memory_format(value) == torch.channels_last
 
 
+def constant_while_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Dynamo run the function as it traces, as torch.compiler.assume_constant_result does.
+
+    That loads Dynamo, which takes a second, sets an environment variable and patches torch.manual_seed.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """Return function.apply without torch's checks for transforms of torch.func, a third of its time."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # of torch._C._FunctionBase

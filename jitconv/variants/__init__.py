@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from jitconv.compat import constant_while_compiling
+
 Kernel = Callable[..., Any]
 
 
@@ -124,7 +126,7 @@ def loaded(name: str | None) -> Variant | None:
     return None if variant is None or variant.whole else variant
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _load(name: str) -> None:
     """Import the variant's module at its first use; torch.compile runs this while it traces, and never looks inside."""
     if name not in _loaded:
