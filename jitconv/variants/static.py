@@ -35,7 +35,6 @@ SOURCES = {
     "max_pool2d": (scalar, False),
     "max_pool2d_grad_input": (scalar, False),
 }
-BORROWED = tuple(op for op in OPS if op not in SOURCES)
 GEOMETRIES = 512  # that a process compiles, and that stay on disk; jit's code computes the ones after
 
 
