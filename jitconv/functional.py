@@ -137,9 +137,8 @@ def cross_entropy(
     `size_average` and `reduce`, deprecated in torch, must stay None.
     """
     shapes.reduction(reduction, size_average, reduce)
-    by_index = shapes.cross_entropy(input, target, weight, ignore_index, label_smoothing)
     tensors = input, target, weight
-    if not by_index:
+    if not shapes.cross_entropy(*tensors, ignore_index, label_smoothing):  # target holds probabilities
         return Request(partial(ops.soft_cross_entropy, variant, reduction, label_smoothing), tensors)
     if input.ndim == 1 or target.dtype not in (torch.int64, np.dtype(np.int64)):
         options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
@@ -154,8 +153,9 @@ def cross_entropy(
     return Request(ops.cross_entropy, args, 2, finish=partial(ops.reduced, reduction))
 
 
-for _layer in (conv2d, max_pool2d, flatten, linear, relu, softmax, log_softmax, cross_entropy):
-    torch.fx.wrap(_layer.__name__)  # torch.fx.symbolic_trace records the call and looks no further
+LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "log_softmax", "cross_entropy")
+for _name in LAYERS:
+    torch.fx.wrap(_name)  # torch.fx.symbolic_trace records the call and looks no further
 
 
 def _along_dim(layer: Any, op: Any, input: Array, dim: int | None, dtype: Any, variant: Any) -> Request:
