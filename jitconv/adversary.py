@@ -13,7 +13,7 @@ from jitconv import functional, variants
 from jitconv.cases import INF, NAN, Case, Fill, Shape, normal, rarely
 from jitconv.verify import Check, Expected, results
 
-IMAGES, FILTERS = (2, 20, 25, 26), (35, 20, 3, 3)
+INPUT_SHAPE, WEIGHT_SHAPE = (2, 20, 25, 26), (35, 20, 3, 3)
 STEPS = 60  # of the search
 
 
@@ -82,9 +82,9 @@ def cases(dtype: str) -> list[Case]:
 
 
 def _case(name: str, pixels: Fill = normal, taps: Fill = normal, padding: int = 1) -> Case:
-    weight = taps(np.random.default_rng(1), FILTERS)
+    weight = taps(np.random.default_rng(1), WEIGHT_SHAPE)
     arguments = {"padding": padding}
-    return Case("conv2d", name, {"input": IMAGES}, arguments, pixels, fixed={"weight": weight}, fill_grad=pixels)
+    return Case("conv2d", name, {"input": INPUT_SHAPE}, arguments, pixels, fixed={"weight": weight}, fill_grad=pixels)
 
 
 def check_bounds(variant: str, dtype: str = "float32") -> list[Check]:
@@ -104,7 +104,11 @@ def climb(variant: str, quantity: str, dtype: str = "float32", seed: int = 0) ->
     It begins with one channel that is not 0: the bound grows with each channel, what is rounded hardly.
     """
     rng = np.random.default_rng(seed)
-    best = {"input": normal(rng, IMAGES), "weight": normal(rng, FILTERS), "grad": normal(rng, (2, 35, 25, 26))}
+    best = {
+        "input": normal(rng, INPUT_SHAPE),
+        "weight": normal(rng, WEIGHT_SHAPE),
+        "grad": normal(rng, (2, 35, 25, 26)),
+    }
     if quantity == "forward":
         best["weight"][:, 1:] = 0
     else:

@@ -9,7 +9,7 @@ from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
 
-REGISTERS = 2  # registers at once
+SIDE_BY_SIDE = 2  # registers that a loop works on
 
 
 def _in_place(activation):
@@ -17,7 +17,7 @@ def _in_place(activation):
 
     @inner
     def walk(worker, workers, out):
-        unit = zeros(out, 1, REGISTERS)
+        unit = zeros(out, 1, SIDE_BY_SIDE)
         step = tile_size(unit)
         begin, end = share(out.size, worker, workers, step)
         for i in range(begin, end, step):

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from jitconv.variants.compiling import inner
 from jitconv.variants.elementwise import broadcast, load, store
 from jitconv.variants.simd import Code, lanes, zeros
-from jitconv.variants.tiled.activations import REGISTERS
+from jitconv.variants.tiled.activations import SIDE_BY_SIDE
 from jitconv.variants.tiled.kernel import PARTS, Tiled
 from jitconv.variants.tiled.microkernel import clamp
 from jitconv.variants.tiled.product import share
@@ -152,8 +152,8 @@ def add(start, workers, x, y, low, high, out):
 
 @inner
 def _add(worker, workers, x, y, low, high, out):
-    unit = zeros(out, 1, REGISTERS)
-    step = REGISTERS * lanes(out)
+    unit = zeros(out, 1, SIDE_BY_SIDE)
+    step = SIDE_BY_SIDE * lanes(out)
     begin, end = share(out.size, worker, workers, step)
     for i in range(begin, end, step):
         n = end - i
@@ -167,8 +167,8 @@ def bound(start, workers, x, low, high, out):
 
 @inner
 def _bound(worker, workers, x, low, high, out):
-    unit = zeros(out, 1, REGISTERS)
-    step = REGISTERS * lanes(out)
+    unit = zeros(out, 1, SIDE_BY_SIDE)
+    step = SIDE_BY_SIDE * lanes(out)
     begin, end = share(out.size, worker, workers, step)
     for i in range(begin, end, step):
         store(clamp(load(unit, x, i, end - i, 0), low, high), out, i, end - i)
