@@ -170,6 +170,13 @@ class Code:
         kind = ir.FunctionType(vector.type, [vector.type])
         return self.builder.call(ir.InlineAsm(kind, "", f"={_PINNED},0,~{{memory}}", side_effect=True), [vector])
 
+    def unforeseen(self, number):
+        """The number, of which nothing is computed earlier: LLVM would do so before a loop, whatever way that takes."""
+        if _PINNED is None:
+            return number
+        kind = ir.FunctionType(number.type, [number.type])
+        return self.builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=True), [number])
+
     def below(self, i, stop, count):
         """`count` if i < stop, else 0."""
         inside = self.builder.icmp_signed("<", ir.Constant(INDEX, i), stop)

@@ -175,7 +175,7 @@ class Convolution:
         lines, line = rows.length, columns.length
         if lines == 1:
             lines, across, line = across, 1, -(-columns.length // across)
-        chunk, total = max(1, CHUNK // max(1, block * itemsize)), block * len(blocks) * itemsize
+        chunk, total = max(1, min(CHUNK // max(1, block * itemsize), len(blocks))), block * len(blocks) * itemsize
         one_pass = chunk >= len(blocks)
         band = max(1, (SMALL_BAND if one_pass else BAND) // (line * width * itemsize))
         by_band = self.layout_out == "nchw" and not self._scattered(rows, columns)
@@ -192,7 +192,8 @@ class Convolution:
             low=float(self.epilogue.bounds[0]), high=float(self.epilogue.bounds[1]),
         )  # fmt: skip
         table = tables(rows, columns, pixels, how, blocks, (W_out * lanes, lanes))
-        shape = TileShape(pixels, vectors, self.depthwise)
+        near = columns.step == columns.spacing == 1 and self.layout_in == "blocked"
+        shape = TileShape(pixels, vectors, self.depthwise, *((lanes, lanes) if near else (None, None)))
         biases = _biases(weights)
         out = first * lanes * H_out * W_out
         self.parts.append(

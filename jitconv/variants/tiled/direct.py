@@ -27,11 +27,13 @@ from jitconv.variants.tiled.microkernel import (
     fma_pixels,
     fma_some_pixels,
     load_add_pixels,
+    out_ld_of,
     prefetch_channels,
     prefetch_line,
     prefetch_pixels,
     store_pixels,
     vectors_of,
+    x_ld_of,
     zeros_of,
 )
 from jitconv.variants.tiled.product import share
@@ -168,11 +170,13 @@ def _tile(shape, arrays, tables, launch, tile_index, at, blocks):
     """
     (x, weights, bias, residual, out, _), (tiles, taps, starts), (chunk, count, rest) = arrays, tables, blocks
     line = tile_index * TILE
-    o, pixels, ld, plane = at[2] + tiles[line + 1], tiles[line + 10], launch.out_ld, launch.vector_ld
+    o, pixels, ld = at[2] + tiles[line + 1], tiles[line + 10], out_ld_of(shape, launch.out_ld)
+    plane = launch.vector_ld
     begun, pending = chunk[0] > 0, 0
     tile = zeros_of(shape, x) if begun else channels_of(shape, bias, at[3])
     # What is asked for is as far ahead as the next chunk's weights, a quarter of its lines for each tile.
-    steps = launch.x_ld, launch.x_term, launch.chunk * launch.block + tile_index % UNROLL * vectors_of(shape) * lanes(x)
+    x_ld = x_ld_of(shape, launch.x_ld)
+    steps = x_ld, launch.x_term, launch.chunk * launch.block + tile_index % UNROLL * vectors_of(shape) * lanes(x)
     prefetch_pixels(tile, out, o, ld, plane)
     for block in range(chunk[0], chunk[1]):
         if pending == launch.flush:

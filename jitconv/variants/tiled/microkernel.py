@@ -3,6 +3,7 @@
 A `TileShape` is an argument whose type carries the tile's constants, so that one driver is compiled once for each.
 Row r of a tile is pixel r, and its registers are that pixel's output channels:
 
+    ld = x_ld_of(shape, ld), out_ld_of(shape, ld)           the shape's constant, or ld where it has none
     tile = zeros_of(shape, array)                           all 0; dtype from the array
     tile = channels_of(shape, b, j)                         tile[r, v] = b[j + v]
     tile = fma_pixels(shape, tile, x, i, ld, w, j, above, below)
@@ -34,17 +35,23 @@ TO_READ, TO_WRITE, SECOND_LEVEL, FIRST_LEVEL, DATA = 0, 1, 2, 3, 1  # what llvm.
 
 
 class _TileShapeType(types.Opaque):
-    def __init__(self, pixels, vectors, depthwise):
-        self.pixels, self.vectors, self.depthwise = pixels, vectors, depthwise
-        super().__init__(name=f"TileShape({pixels}, {vectors}, {depthwise})")
+    def __init__(self, pixels, vectors, depthwise, x_ld, out_ld):
+        self.pixels, self.vectors, self.depthwise, self.x_ld, self.out_ld = pixels, vectors, depthwise, x_ld, out_ld
+        super().__init__(name=f"TileShape({pixels}, {vectors}, {depthwise}, {x_ld}, {out_ld})")
 
 
 class TileShape:
-    """pixels × vectors registers; depthwise: each output channel reads the input channel of its own lane."""
+    """pixels × vectors registers; depthwise: each output channel reads the input channel of its own lane.
 
-    def __init__(self, pixels: int, vectors: int, depthwise: bool = False) -> None:
-        self.pixels, self.vectors, self.depthwise = pixels, vectors, depthwise
-        self._numba_type_ = _TileShapeType(pixels, vectors, depthwise)  # which Numba need not look up at each call
+    x_ld, out_ld: numbers from a pixel to the next, where they are constants: addresses then take no instructions.
+    """
+
+    def __init__(
+        self, pixels: int, vectors: int, depthwise: bool = False, x_ld: int | None = None, out_ld: int | None = None
+    ) -> None:
+        self.pixels, self.vectors, self.depthwise, self.x_ld, self.out_ld = pixels, vectors, depthwise, x_ld, out_ld
+        # which Numba need not look up at each call
+        self._numba_type_ = _TileShapeType(pixels, vectors, depthwise, x_ld, out_ld)
 
 
 register_model(_TileShapeType)(models.OpaqueModel)
@@ -101,6 +108,10 @@ class _Pixels(Code):
         offsets = (self.builder.mul(ir.Constant(INDEX, v), vector_ld) for v in range(self.tile.vectors))
         return [self.at(array_type, array, i, offset) for offset in offsets]
 
+    def is_whole(self, n):
+        """Whether all rows are meant, whose addresses then need no choice."""
+        return self.builder.icmp_signed(">=", n, ir.Constant(INDEX, self.tile.rows))
+
     def moved(self, addresses, ld):
         return [self.builder.gep(address, [ld]) for address in addresses]
 
@@ -108,6 +119,20 @@ class _Pixels(Code):
 @intrinsic
 def vectors_of(typing, shape):
     return types.intp(shape), lambda context, builder, signature, args: ir.Constant(INDEX, shape.vectors)
+
+
+@intrinsic
+def x_ld_of(typing, shape, ld):
+    return types.intp(shape, types.intp), lambda *code: _constant_or(shape.x_ld, *code)
+
+
+@intrinsic
+def out_ld_of(typing, shape, ld):
+    return types.intp(shape, types.intp), lambda *code: _constant_or(shape.out_ld, *code)
+
+
+def _constant_or(constant, context, builder, signature, args):
+    return args[1] if constant is None else ir.Constant(INDEX, constant)
 
 
 @intrinsic
@@ -195,12 +220,27 @@ def load_add_pixels(typing, tile, c, i, ld, vector_ld, n):
     def code(context, builder, signature, args):
         emit = _Pixels(context, builder, tile)
         total, c_value, i_value, ld_value, vector_ld_value, n_value = args
-        addresses = emit.vector_addresses(c, c_value, i_value, vector_ld_value)
-        for r in range(tile.rows):
-            pairs = zip(emit.row(total, r), addresses, strict=True)
-            row = [emit.pinned(builder.fadd(vector, emit.load(address))) for vector, address in pairs]
-            total = emit.with_row(total, r, row)
-            addresses = emit.moved(addresses, emit.below(r + 1, n_value, ld_value))
+
+        def added(step_after):
+            addresses, registers = emit.vector_addresses(c, c_value, i_value, vector_ld_value), []
+            for r in range(tile.rows):
+                pairs = zip(emit.row(total, r), addresses, strict=True)
+                registers += [emit.pinned(builder.fadd(vector, emit.load(address))) for vector, address in pairs]
+                addresses = emit.moved(addresses, step_after(r))
+            return registers, builder.block
+
+        with builder.if_else(emit.is_whole(n_value), likely=True) as (whole, cut):
+            with whole:
+                ends = [added(lambda r: ld_value)]
+            with cut:
+                n_value = emit.unforeseen(n_value)
+                ends.append(added(lambda r: emit.below(r + 1, n_value, ld_value)))
+        either = [builder.phi(tile.vector) for _ in tile.registers]
+        for registers, block in ends:
+            for phi, vector in zip(either, registers, strict=True):
+                phi.add_incoming(vector, block)
+        for register, phi in enumerate(either):
+            total = emit.set(total, register, phi)
         return total
 
     return tile(tile, c, *(types.intp,) * 4), code
@@ -211,12 +251,24 @@ def store_pixels(typing, tile, c, i, ld, vector_ld, n):
     def code(context, builder, signature, args):
         emit = _Pixels(context, builder, tile)
         total, c_value, i_value, ld_value, vector_ld_value, n_value = args
-        last = builder.mul(builder.sub(n_value, ir.Constant(INDEX, 1)), ld_value)
-        addresses = emit.vector_addresses(c, c_value, builder.add(i_value, last), vector_ld_value)
-        for r in reversed(range(tile.rows)):  # rows beyond n are overwritten by row n - 1
+
+        def store(r, addresses):
             for vector, address in zip(emit.row(total, r), addresses, strict=True):
                 emit.store(vector, address)
-            addresses = emit.moved(addresses, builder.neg(emit.below(r, n_value, ld_value)))
+
+        with builder.if_else(emit.is_whole(n_value), likely=True) as (whole, cut):
+            with whole:
+                addresses = emit.vector_addresses(c, c_value, i_value, vector_ld_value)
+                for r in range(tile.rows):
+                    store(r, addresses)
+                    addresses = emit.moved(addresses, ld_value)
+            with cut:
+                n_value = emit.unforeseen(n_value)
+                last = builder.mul(builder.sub(n_value, ir.Constant(INDEX, 1)), ld_value)
+                addresses = emit.vector_addresses(c, c_value, builder.add(i_value, last), vector_ld_value)
+                for r in reversed(range(tile.rows)):  # rows beyond n are overwritten by row n - 1
+                    store(r, addresses)
+                    addresses = emit.moved(addresses, builder.neg(emit.below(r, n_value, ld_value)))
         return context.get_dummy_value()
 
     return types.void(tile, c, *(types.intp,) * 4), code
