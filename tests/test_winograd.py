@@ -141,6 +141,9 @@ def test_which_shapes_are_computed_in_tiles() -> None:
     assert method(large._replace(N=1, H=2, W=2), taps, ones, ones, False) == 2
     assert method(large._replace(N=1, H=1, W=1), taps, ones, ones, False) is None
     assert method(large._replace(N=1, H=4, W=4), taps, ones, ones, True) is None  # no sum is long enough to transform
+    many = large._replace(N=1, C=512, K=512, H=7, W=7)  # transformed filters that no cache holds, for few tiles
+    assert [method(many._replace(N=N), (512, 512, 3, 3), ones, ones, False) for N in (1, 2, 8)] == [None, 4, 4]
+    assert method(many._replace(C=64, K=64), taps, ones, ones, False) == 4
 
 
 @pytest.mark.parametrize("m", POINTS)

@@ -17,6 +17,8 @@ Pair = tuple[int, int]
 DIRECT_COST = 9
 TILE_COST = {2: 16 * 1.15, 4: 36 * 1.2}
 FILTER_COST = {2: 16 * 30, 4: 36 * 30}
+# And to read a transformed filter, where all of them are more numbers than a core's share of the last-level cache.
+READ_COST, IN_CACHE = {2: 16 * 10, 4: 36 * 10}, 4_000_000
 FEW = 16  # channels or filters of a group, below which the transforms cost more than they save
 # Tiles computed at once: at most so many, and so many bytes of their transformed pixels. Fewer than the filters of a
 # panel would read the filters more often than it saves reading pixels.
@@ -53,7 +55,11 @@ def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, chan
     """
     if weight[2:] != (3, 3) or (*stride, *dilation) != (1, 1, 1, 1) or min(geometry.C, geometry.K) < FEW:
         return None
-    costs = {m: geometry.N * math.prod(geometry.tiles(m)) * TILE_COST[m] + changing * FILTER_COST[m] for m in POINTS}
+    costs = {}
+    for m in POINTS:
+        read = geometry.groups * geometry.C * geometry.K * (m + 2) ** 2 > IN_CACHE
+        costs[m] = geometry.N * math.prod(geometry.tiles(m)) * TILE_COST[m]
+        costs[m] += changing * FILTER_COST[m] + read * READ_COST[m]
     best = min(costs, key=lambda m: costs[m])
     return best if costs[best] < DIRECT_COST * geometry.N * geometry.H * geometry.W else None
 
