@@ -4,6 +4,7 @@ A value is blocked if what makes it can write it so and something that uses it g
 is transposed, and (N, C, H, W) is left to the ends, to linear layers and to torch.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from jitconv.plan.nodes import Node
 from jitconv.variants import Variant, simd
 
 POOLS = (nodes.max_pool2d, nodes.avg_pool2d, nodes.adaptive_avg_pool2d)
+SECOND_LEVEL = 1 << 20  # bytes of a core's second-level cache, about
 BLOCKED_FROM = 8  # output channels of a convolution: fewer leave half of a register empty
 
 
@@ -32,6 +34,35 @@ def decide(graph: fx.Graph, variant: Variant) -> set[Node]:
         if node in can and node.target is nodes.conv2d and not any(_reads(user, can) for user in node.users):
             can.remove(node)  # it writes (N, C, H, W) itself
     return can
+
+
+def chained(graph: fx.Graph, blocked: set[Node]) -> dict[Node, Node]:
+    """Which depthwise convolutions and poolings are computed band by band with the convolution before them: that one.
+
+    Nothing else reads it, and one image of it is too much for a core's second-level cache.
+    """
+    found: dict[Node, Node] = {}
+    for node in blocked:
+        first = node.args[0]
+        if node.target not in (nodes.conv2d, nodes.max_pool2d) or first not in blocked or len(first.users) > 1:
+            continue
+        if first.target is nodes.conv2d and (node.target is nodes.max_pool2d or _is_depthwise(node)):
+            size = math.prod(shape(first)[1:]) * value(first).dtype.itemsize
+            if first.args[3][3] == 1 and size > SECOND_LEVEL and _is_bounded(first) and first not in found:
+                found[node] = first
+    return found
+
+
+def _is_depthwise(node: Node) -> bool:
+    outputs, inputs, *_ = shape(node.args[1])
+    whole = outputs % lanes_of(node) == 0
+    return inputs == 1 and outputs == node.args[3][3] > 1 and whole and _is_bounded(node)
+
+
+def _is_bounded(node: Node) -> bool:
+    """Whether a convolution is followed by no residual, and by no activation but bounds."""
+    residual, activation = [*node.args[4:], None, None][:2]
+    return residual is None and activation not in nodes.SMOOTH_ACTIVATIONS
 
 
 def is_tiled(variant: Variant) -> bool:

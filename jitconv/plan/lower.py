@@ -76,6 +76,7 @@ class Lowering:
         self.sources: dict[Node, Source] = {}
         self.static = static
         self.blocked = set() if training else layout.decide(graph, variant)
+        self.chained = layout.chained(graph, self.blocked)
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self.sources.update(zip(placeholders, sources, strict=True))
         (output,) = (node for node in graph.nodes if node.op == "output")
@@ -184,6 +185,8 @@ class Lowering:
             return
         if node.target is operator.getitem and node in self.arrays:
             return
+        if node in self.chained.values():
+            return  # computed with what reads it
         calls = self._bind(node)
         if calls is None:
             for each in node.all_input_nodes:

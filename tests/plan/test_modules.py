@@ -123,6 +123,12 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     ),
     "batch norm in training": (lambda: nn.Sequential(conv(4, 8), nn.BatchNorm2d(8), nn.ReLU()).train(), (X,)),
     "bounded": (lambda: nn.Sequential(conv(4, 8), nn.ReLU6(), conv(8, 8), nn.Hardswish(), conv(8, 4), nn.SiLU()), (X,)),
+    "too much for the second-level cache": (
+        lambda: nn.Sequential(
+            *(conv(3, 48, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2), conv(48, 96), conv(96, 96, groups=96, stride=2))
+        ),
+        ((1, 3, 216, 214),),
+    ),
     "depthwise": (lambda: nn.Sequential(conv(4, 4, groups=4), nn.ReLU6(), conv(4, 6, 1), nn.AvgPool2d(3, 2, 1)), (X,)),
     "adaptive": (lambda: nn.Sequential(conv(4, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)), (X,)),
     "linear alone": (

@@ -43,11 +43,12 @@ FEW_CHANNELS = 4  # of (N, C, H, W): with so few, the tables say where each term
 class Epilogue(NamedTuple):
     """What follows the sum: + residual if there is one, and then the activation.
 
-    activation: None, "relu", "relu6", a pair of bounds, or one of SMOOTH.
+    activation: None, "relu", "relu6", a pair of bounds, or one of SMOOTH. by_line: whether tiles must end with lines.
     """
 
     activation: Any = None
     residual: bool = False
+    by_line: bool = False
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -173,7 +174,7 @@ class Convolution:
         self.packing.append((weights, taps))
         across = -(-columns.length // pixels)
         lines, line = rows.length, columns.length
-        if lines == 1:
+        if lines == 1 and not self.epilogue.by_line:
             lines, across, line = across, 1, -(-columns.length // across)
         chunk, total = max(1, min(CHUNK // max(1, block * itemsize), len(blocks))), block * len(blocks) * itemsize
         one_pass = chunk >= len(blocks)
@@ -292,7 +293,7 @@ def bind(
     H_out = (H + 2 * padding[0] - dilation[0] * (K_h - 1) - 1) // stride[0] + 1
     W_out = (W + 2 * padding[1] - dilation[1] * (K_w - 1) - 1) // stride[1] + 1
     size, out_size = (H, W), (H_out, W_out)
-    if (K_h, K_w) == stride == (1, 1) and padding == (0, 0) and W % PIXELS[0]:
+    if (K_h, K_w) == stride == (1, 1) and padding == (0, 0) and W % PIXELS[0] and not epilogue.by_line:
         size = out_size = (1, H * W)  # one long line has fewer tiles that are not full
     sizes = Sizes(N, groups, C // groups, O // groups, size, out_size)
     kernel = Convolution(sizes, dtype, (layout_in, layout_out), epilogue)

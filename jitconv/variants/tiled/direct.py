@@ -140,7 +140,7 @@ def _band(shape, arrays, tables, launch, filters, lines, how):
                 plane = image * launch.out_image + tile * vectors_of(shape) * lane * launch.pixels
                 prefetch_channels(shape, arrays.out, plane + tables.tiles[place * TILE + 1] // lane, launch.pixels)
             at = image * launch.x_image, filters * blocks * launch.block, out, filters * vectors_of(shape) * lane
-            _tile(shape, arrays, tables, launch, place, at, (chunk, blocks, with_residual))
+            tile_of(shape, arrays, tables, launch, place, at, (chunk, blocks, with_residual))
     if by_band:
         for v in range(vectors_of(shape)):
             channel = (tile * vectors_of(shape) + v) * lane
@@ -162,7 +162,7 @@ def _from_band(arrays, launch, v, group, channel, channels, lines):
 
 
 @partial(inner, forceinline=True)
-def _tile(shape, arrays, tables, launch, tile_index, at, blocks):
+def tile_of(shape, arrays, tables, launch, tile_index, at, blocks):
     """Add a chunk of blocks to one tile.
 
     at: where its image, weights, output plane and biases begin; blocks: the chunk, how many blocks there are, and
