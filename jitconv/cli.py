@@ -5,8 +5,10 @@ the study. Results go to stdout, progress to stderr.
 Commands import what they need when they run, so that `--help` and `report` do without torch.
 """
 
+import importlib.util
 import json
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -82,13 +84,15 @@ def verify(
     for one in wrong:
         output.print(f"wrong: {one.variant} {one.layer} {one.case} {one.quantity} {one.dtype}: {one.max_error:.3g}")
     output.print(
-        f"{len(wrong)} of {len(network) + len(cases)} results are wrong." if wrong else "Every result is right."
+        f"{len(wrong)} of {len(network) + len(cases)} results are wrong."
+        if wrong
+        else f"Every result{' of this sample' * sample} is right."
     )
     sys.exit(WRONG_RESULTS if wrong else 0)
 
 
 def _checks(
-    names: tuple[str, ...], layers: tuple[str, ...], images: int, sample: bool
+    names: tuple[str, ...], layers: tuple[str, ...], images: int, sampled: bool
 ) -> tuple[list[Any], list[Any], list[Any], set[str]]:
     """Check the variants on digits and on the table of cases.
 
@@ -99,7 +103,7 @@ def _checks(
     import numpy as np
 
     from jitconv import adversary, data, variants
-    from jitconv.cases import CASES, COMPILES_EACH, EVERY, Case
+    from jitconv.cases import CASES, COMPILES_EACH, Case, sample
     from jitconv.verify import Check, check, network_cases
 
     known = dict.fromkeys(case.layer for case in CASES)
@@ -122,17 +126,27 @@ def _checks(
     def checks(cases: Iterable[Case], variant: variants.Variant) -> list[Check]:
         device = "cuda" if variant.device == "cuda" else "cpu"
         runs_as = on_arrays if variant.name == "interpreted" else variant
-        found = [one for dtype in DTYPES for case in cases for one in check(case, runs_as.name, dtype, device=device)]
+        found = [one for dtype in DTYPES for case in cases for one in check_or_say(case, runs_as.name, dtype, device)]
         return [replace(one, variant=variant.name) for one in found]
 
-    few = {v.name for v in chosen if sample or (v.name in COMPILES_EACH and v.name not in names)}
+    def check_or_say(case: Case, variant: str, dtype: str, device: str) -> list[Check]:
+        """The checks of a case; where a kernel raises, that is a wrong result, and the others are looked at."""
+        try:
+            return check(case, variant, dtype, device=device)
+        except Exception as error:
+            *_, (file, line, *_) = traceback.extract_tb(error.__traceback__)
+            raised = f"raised {type(error).__name__} at {Path(file).name}:{line}: {error}"
+            errors = dict.fromkeys(("mse", "max_error", "error", "torch_error", "bound_used"), float("inf"))
+            return [Check(case.layer, case.name, variant, dtype, raised, **errors)]
+
+    few = {v.name for v in chosen if sampled or (v.name in COMPILES_EACH and v.name not in names)}
     on_digits, on_table, hard = [], [], []
     with np.errstate(invalid="ignore", over="ignore"), warnings.catch_warnings():
         # Some cases are made of NaN and infinity, and one makes torch mention a copy.
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
         for variant in _counted(chosen, "verifying"):
             on_digits += checks(digits, variant)
-            on_table += checks(table[::EVERY] if variant.name in few else table, variant)
+            on_table += checks(sample(table) if variant.name in few else table, variant)
             if variant.bounds and "conv2d" in (layers or known):
                 hard += [one for dtype in DTYPES for one in adversary.check_bounds(variant.name, dtype)]
     return on_digits, on_table + hard, hard, few
@@ -330,6 +344,8 @@ def doctor(as_json: bool) -> None:
     facts["compiled_code"] = str(compiling.cache_folder() or "not kept")
     facts["variants"] = list(variants.available())
     facts["not_here"] = variants.missing("cuda") or "nothing"
+    lacking = [name for name in ("pytest_benchmark", "altair") if importlib.util.find_spec(name) is None]
+    facts["report"] = "needs pip install 'jitconv[study]'" if lacking else "can be written"
     found = machine.problems()
     if as_json:
         click.echo(json.dumps({"kind": "jitconv-doctor", "machine": facts, "fix": found}, ensure_ascii=False, indent=1))

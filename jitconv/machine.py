@@ -1,6 +1,5 @@
 """What this machine is: the part of a measurement that a number means nothing without."""
 
-import importlib.util
 import os
 import platform
 import sys
@@ -95,29 +94,26 @@ def problems() -> list[str]:
 
     from jitconv.variants import compiling
 
-    found = []
-    with warnings.catch_warnings(record=True) as untrusted:
-        warnings.simplefilter("always", compiling.UntrustedCache)
+    found: list[str] = []
+    compiling.refused.clear()
+    with warnings.catch_warnings(action="ignore", category=compiling.UntrustedCache):
         folder = compiling.cache_folder()
-    found += [f"{one.message}: chmod o-w, or set NUMBA_CACHE_DIR to another one" for one in untrusted]
+    found += compiling.refused
     wanted = os.environ.get("NUMBA_CACHE_DIR")
     if folder is None:
         found.append("no folder for compiled code is writable, so every process compiles: set NUMBA_CACHE_DIR")
-    elif wanted and not untrusted and Path(wanted).resolve() not in folder.resolve().parents:
+    elif wanted and not compiling.refused and Path(wanted).resolve() not in folder.resolve().parents:
         found.append(f"NUMBA_CACHE_DIR={wanted} is not writable, so compiled code is in {folder}: set another one")
-    if torch.get_num_threads() > 1 and (pools := _other_pools()):
+    passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"  # torch's threads sleep, and ours
+    if torch.get_num_threads() > 1 and not passive and (pools := _other_pools()):
         found.append(
             f"beside torch's threads there are {' and '.join(pools)}'s in this process, and they take its cores: "
-            "give each engine a process of its own, or one thread"
+            "give each engine a process of its own, or one thread, or set OMP_WAIT_POLICY=passive"
         )
     if torch.get_num_threads() > cores():
         found.append(f"torch takes {torch.get_num_threads()} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}")
     if _load() > cores() + 0.5:
         found.append("other programs use the cores, so times will be far too long: wait until they are done")
-    if importlib.util.find_spec("pytest_benchmark") is None or importlib.util.find_spec("altair") is None:
-        found.append(
-            "the report needs more packages: pip install 'jitconv[study]'; benchmarks also need the repository"
-        )
     return found
 
 
@@ -130,7 +126,7 @@ def _other_pools() -> list[str]:
     found = [engine for engine in THREADED_ENGINES if engine in sys.modules]
     with suppress(ValueError):  # Numba's are not started
         layer = f"Numba's {numba.threading_layer()}"
-        found += ["Numba"] if threads.layer() != layer else []
+        found += ["Numba"] if threads.layer() != layer and numba.get_num_threads() > 1 else []
     return found
 
 

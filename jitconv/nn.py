@@ -178,6 +178,7 @@ def _report(model: nn.Module, variant: str | None, reasons: dict[str, str | None
     for (kind, reason), names in sorted(left.items()):
         where = ", ".join(names[:3]) + ", …" * (len(names) > 3)
         lines.append(f"  {len(names):4} {kind}: {reason}" + f" ({where})" * bool(where))
+    lines.append("functions in a forward (F.relu, say) are not seen here: jitconv.plan and torch.compile see them")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import jitconv
-from jitconv import cli
+from jitconv import cli, variants
 
 
 def call(*arguments: str) -> Result:
@@ -59,6 +59,20 @@ def test_verify_ends_with_3_where_a_layer_is_wrong() -> None:
     result = call("verify", "--variant", "wrong", "--layer", "relu")
     assert result.exit_code == 3
     assert "wrong: wrong relu" in result.stdout
+
+
+def test_verify_names_the_case_in_which_a_kernel_raises_and_goes_on() -> None:
+    def square(x, weight, bias, stride, padding, dilation, out):  # type: ignore[no-untyped-def]
+        if stride[0] != stride[1]:
+            raise RuntimeError("strides differ")
+        variants.get("vector").ops["conv2d"](x, weight, bias, stride, padding, dilation, out)
+
+    jitconv.register_variant("square", base="vector", conv2d=square)
+    result = call("verify", "--variant", "square", "--layer", "conv2d", "--sample")
+    assert result.exit_code == 3
+    raised = "wrong: square conv2d everything at once raised RuntimeError at test_cli.py"
+    assert raised in " ".join(result.stdout.split())
+    assert "2 of " in result.stdout, "the others are right"
 
 
 def test_verify_can_be_told_the_layers(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class Lowering:
             C, pixels = shape(node)[1], math.prod(shape(node)[2:])
             self.blocks[node] = buffers.new(self._block_shape(node), source.dtype, blocked=True)
             args = [flat(source), C, pixels, flat(self.blocks[node])]
-            self.steps.append(Step(node, "to blocked", args, TO_BLOCKED))
+            self.steps.append(Step(node, "layout to blocked", args, TO_BLOCKED))
         return self.blocks[node]
 
     def out_block(self, node: Node) -> Array:
@@ -148,7 +148,7 @@ class Lowering:
             return
         kind = "output" if node in self.roots else "arena"
         self.arrays[node] = target = buffers.new(shape(node), source.dtype, kind, node)
-        self.steps.append(Step(node, "from blocked", [flat(source), C, H * W, flat(target)], FROM_BLOCKED))
+        self.steps.append(Step(node, "layout from blocked", [flat(source), C, H * W, flat(target)], FROM_BLOCKED))
 
     def packed(self, weight: Node, pack: Any) -> Array:
         """What a kernel packs of a weight, again whenever that changes; of one that is computed, at each call."""

@@ -41,10 +41,13 @@ class UntrustedCache(RuntimeWarning):
     """A folder for compiled code that others can write to: it is not used."""
 
 
+refused: set[str] = set()  # what was said of folders, once
+
+
 def _trusted(folder: Path) -> bool:
     """Whether only we can have written what lies in a folder: compiled code is loaded from there, and run.
 
-    Warns of a folder that others may write to or replace, or that somebody else has made in one such (in /tmp, say).
+    Warns once of a folder that others may write to or replace, or that somebody else made in one such (in /tmp, say).
     """
     if not hasattr(os, "geteuid"):  # Windows: folders have no such modes
         return True
@@ -58,8 +61,11 @@ def _trusted(folder: Path) -> bool:
             culprit = parent
         inside = above
     if culprit is not None:
-        message = f"compiled code is not kept in {folder}, because others can write to {culprit}"
-        warnings.warn(message, UntrustedCache, stacklevel=2)
+        message = f"compiled code is not kept in {folder}, because others can write to {culprit}: "
+        message += "chmod o-w, or set NUMBA_CACHE_DIR to another one"
+        if message not in refused:
+            refused.add(message)
+            warnings.warn(message, UntrustedCache, stacklevel=2)
     return culprit is None
 
 
