@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jitconv.cases import Case, conv2d, linear, sprinkled
+from jitconv.variants.tiled.product import HEIGHTS, MR, tiles_of
 from jitconv.verify import check
 
 CASES = (
@@ -13,6 +14,7 @@ CASES = (
     linear("rows whole pages apart", (61, 1024), (50, 1024)),
     linear("more images than outputs, both many", (300, 600), (260, 600)),
     linear("images that fill no tile, two runs of the sum", (40, 3000), (33, 3000)),
+    linear("a last tile that is packed where others are read in place", (20, 2100), (40, 2100)),
     conv2d("more filters than read B in place", (3, 64, 9, 10), (150, 64, 3, 3), padding=1),
     conv2d("gradient of the weights from strips", (5, 20, 9, 10), (200, 20, 3, 3), stride=2),
     conv2d("planes whole pages apart", (1, 8, 32, 32), (200, 8, 3, 3), padding=1),
@@ -50,3 +52,18 @@ CASES = (
 def test_values_and_gradients_equal_torch(case: Case, threads: int, dtype: str) -> None:
     torch.set_num_threads(threads)
     assert not [result for result in check(case, "jit-tiled", dtype) if not result.ok]
+
+
+def test_rows_are_divided_into_few_tiles() -> None:
+    for rows in range(1, 5 * MR):
+        tiles: list[int] = []
+        while sum(tiles) < rows:
+            height, count = tiles_of.py_func(rows - sum(tiles))
+            assert count > 0
+            tiles += [height] * count
+        assert sum(tiles) == rows
+        assert rows not in HEIGHTS or tiles == [rows]
+    for height in HEIGHTS[:-1]:  # rather two alike than a high and a low one
+        if 2 * height > MR:
+            height, count = tiles_of.py_func(2 * height)
+            assert count == 2

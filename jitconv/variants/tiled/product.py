@@ -121,11 +121,12 @@ def tiles_of(rows):
     for height in HEIGHTS:
         if height <= rows:
             best = height
-    for height in HEIGHTS[:-1]:
-        if rows == 2 * height:
-            return height, 2
-        if rows % MR + MR == 2 * height:
-            return best, rows // best - 1
+    if rows > MR:
+        for height in HEIGHTS[:-1]:
+            if rows == 2 * height:
+                return height, 2
+            if rows % MR + MR == 2 * height:
+                return best, rows // best - 1
     return best, rows // best
 
 
@@ -198,33 +199,50 @@ def product(a, m_range, b, columns, c, bias, work):
     """
     if m_range[0] >= m_range[1] or columns[0] >= columns[1]:
         return
-    nr, K, packing = NR_VECTORS * lanes(c.numbers), a.offsets.size, work.packing
-    in_place = a.M <= FEW_ROWS and K > 0 and _is_readable(b, columns[1] - 1, nr)
-    columns_at_once = IN_PLACE_NC if in_place else NC
-    for first in range(columns[0], columns[1], columns_at_once):
-        stop = min(first + columns_at_once, columns[1])
-        count = _divide(b.columns, c.columns, in_place, first, stop, nr, packing.tiles)
-        for k in range(0, max(K, 1), KC):  # once even for an empty sum, which is 0
-            terms = k, min(k + KC, K)
-            numbers, rows = b.numbers, b.offsets[terms[0] : terms[1]]
-            if not in_place:
-                _pack(b, terms, (first, stop), packing)
-                numbers, rows = packing.panels, packing.rows[: terms[1] - terms[0]]
-            m = m_range[0]
-            while m < m_range[1]:  # the tiles of one height together
-                height, count_of_tiles = tiles_of(m_range[1] - m)
-                last = m + count_of_tiles * height
-                _tiles_of_height(height, a, (m, last), terms, numbers, rows, packing.tiles[:count], c, bias, work.sums)
-                m = last
+    readable, first = columns[0], columns[0]
+    if a.M <= FEW_ROWS:
+        readable = _readable(b, columns, NR_VECTORS * lanes(c.numbers))
+    while first < columns[1]:
+        in_place = first < readable
+        stop = min(first + IN_PLACE_NC, readable) if in_place else min(first + NC, columns[1])
+        _some_columns(a, m_range, b, (first, stop), in_place, c, bias, work)
+        first = stop
 
 
 @inner
-def _is_readable(b, j, nr):
-    """Whether rows of B can be read where they lie, even the whole tile in which column j lies."""
-    begin, last = j - j % b.columns.width % nr, b.offsets[0]
+def _readable(b, columns, nr):
+    """Up to which column whole tiles of B can be read where they lie."""
+    stop, last = columns[1], NONE
+    if b.transposed == 1 or b.offsets.size == 0:
+        return columns[0]
     for offset in b.offsets:
         last = max(last, offset)
-    return b.transposed == 0 and offset_of(begin, b.columns) + last + nr <= b.numbers.shape[0]
+    while stop > columns[0]:
+        first = stop - 1 - (stop - 1) % b.columns.width % nr
+        if offset_of(first, b.columns) + last + nr <= b.numbers.shape[0]:
+            return stop
+        stop = max(first, columns[0])
+    return stop
+
+
+# Not inlined, functions count the references of all arrays in their arguments, which costs as much as some tiles.
+@partial(inner, forceinline=True)
+def _some_columns(a, m_range, b, columns, in_place, c, bias, work):
+    """The product for so many columns as are finished at once; B is read in place, or packed."""
+    nr, K, packing = NR_VECTORS * lanes(c.numbers), a.offsets.size, work.packing
+    count = _divide(b.columns, c.columns, in_place, columns[0], columns[1], nr, packing.tiles)
+    for k in range(0, max(K, 1), KC):  # once even for an empty sum, which is 0
+        terms = k, min(k + KC, K)
+        numbers, rows = b.numbers, b.offsets[terms[0] : terms[1]]
+        if not in_place:
+            _pack(b, terms, columns, packing)
+            numbers, rows = packing.panels, packing.rows[: terms[1] - terms[0]]
+        m = m_range[0]
+        while m < m_range[1]:  # the tiles of one height together
+            height, count_of_tiles = tiles_of(m_range[1] - m)
+            last = m + count_of_tiles * height
+            _tiles_of_height(height, a, (m, last), terms, numbers, rows, packing.tiles[:count], c, bias, work.sums)
+            m = last
 
 
 @inner
@@ -297,14 +315,14 @@ def transpose_matrix(source, M, N, ld, target, target_ld):
             transpose(source, i, ld, target, j, target_ld, min(vlen, M - m), min(vlen, N - n))
 
 
-@inner
+@partial(inner, forceinline=True)
 def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, bias, sums):
     for height in literal_unroll(HEIGHTS):  # each height is code of its own
         if height == rows:
             _tiles(height, a, m_range, terms, b, b_rows, tiles, c, bias, sums)
 
 
-@inner
+@partial(inner, forceinline=True)
 def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, bias, sums):
     """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the rows m_range, `height` at a time, and some tiles."""
     (partial, packed, packed_offsets, ones), block, nr = sums, block_of(a.offsets.size), NR_VECTORS * lanes(c.numbers)
