@@ -86,24 +86,20 @@ def call(kernel: Callable[..., Any], args: Sequence[Any], at_end: bool, outs: Se
 @contextmanager
 def fences(at_end: bool) -> Iterator[None]:
     """While this lasts, the kernels of all ops and their workspaces lie behind fences."""
-    choose, workspace = op.Bound._chosen_kernel, layout.workspace
+    bind, workspace = op.Bound.__init__, layout.workspace
 
-    def behind_fences(self: Any) -> Any:
-        kernel, inputs = choose(self), self.op.tensor_count + len(self.constants)
+    def behind_fences(self: Any, *args: Any, **options: Any) -> None:
+        bind(self, *args, **options)
+        kernel, inputs = self.kernel, self.op.tensor_count + len(self.kernel_constants)
+        self.kernel = lambda *given: call(kernel, given, at_end, range(inputs, len(given)))
 
-        def run(*args: Any) -> None:
-            call(kernel, args, at_end, range(inputs, len(args)))
-
-        run.packs = getattr(kernel, "packs", {})  # type: ignore[attr-defined]
-        return run
-
-    op.Bound._chosen_kernel = behind_fences  # type: ignore[method-assign]
+    op.Bound.__init__ = behind_fences  # type: ignore[method-assign]
     layout.workspace = lambda name, size, dtype: Fence((size,), dtype, at_end).array  # type: ignore[assignment]
     _forget_calls()
     try:
         yield
     finally:
-        op.Bound._chosen_kernel, layout.workspace = choose, workspace  # type: ignore[method-assign]
+        op.Bound.__init__, layout.workspace = bind, workspace  # type: ignore[method-assign]
         _forget_calls()
 
 
