@@ -49,30 +49,22 @@ def conv2d(low: Any, node: Node) -> list[KernelCall]:
 
 
 def _chained(low: Any, first: Node, node: Node) -> list[KernelCall]:
-    """A convolution, and the depthwise one or the pooling that alone reads it, as one kernel."""
+    """A convolution, and the depthwise one that alone reads it, as one kernel."""
     x, weight, bias = first.args[:3]
-    kernel = _by_line(low, first)
-    image = low.block(x) if x in low.blocked else low.array(x)
-    args = [image, low.packed(weight, kernel.pack), bias_of(low, bias, weight)]
-    flops, out = multiply_adds(low.out_block(node)._replace(shape=shape(first)), weight), low.out_block(node)
-    known = fixed(low, weight, bias)
-    if node.target is nodes.max_pool2d:
-        pool = shapes.pooling(shape(first), *node.args[1])
-        rows, columns = _windows(shape(first), pool.size, *pool[:4])
-        both: banded.Banded = banded.ConvolvedMaxPool(kernel, rows, columns, pool[3])
-    else:
-        _, weight_2, bias_2, convolution = node.args[:4]
-        second = _by_line(low, node)
-        stride, padding, dilation, _ = geometry(first, weight_2, convolution)
-        rows, _ = _windows(shape(first), shape(node)[2:], shape(weight_2)[2:], stride, padding, dilation)
-        both = banded.ConvolvedDepthwise(kernel, second, rows)
-        args += [low.packed(weight_2, second.pack), bias_of(low, bias_2, weight_2)]
-        flops += multiply_adds(out._replace(shape=shape(node)), weight_2)
-        known = known and fixed(low, weight_2, bias_2)
+    _, weight_2, bias_2, convolution = node.args[:4]
+    stride, padding, dilation, _ = geometry(first, weight_2, convolution)
+    axis = shape(first)[2], shape(node)[2], shape(weight_2)[2], stride[0], padding[0], dilation[0]
+    kernel, second = _by_line(low, first), _by_line(low, node)
+    both, out = banded.ConvolvedDepthwise(kernel, second, windows.windows(*axis)), low.out_block(node)
+    args = [low.block(x) if x in low.blocked else low.array(x)]
+    args += [low.packed(weight, kernel.pack), bias_of(low, bias, weight)]
+    args += [low.packed(weight_2, second.pack), bias_of(low, bias_2, weight_2)]
+    args += [buffers.new((both.size * both.workers,), out.dtype), out]
+    flops = multiply_adds(out._replace(shape=shape(first)), weight)
+    flops += multiply_adds(out._replace(shape=shape(node)), weight_2)
+    known = fixed(low, weight, bias) and fixed(low, weight_2, bias_2)
     node.meta["from"] = (*first.meta.get("from", (first.name,)), *node.meta.get("from", (node.name,)))
-    name = "conv2d + max_pool2d, blocked" if node.target is nodes.max_pool2d else "conv2d + depthwise, blocked"
-    scratch = buffers.new((both.size * both.workers,), out.dtype)
-    return [KernelCall(name, both, [*args, scratch, out], flops, fixed=known)]
+    return [KernelCall("conv2d + depthwise, blocked", both, args, flops, fixed=known)]
 
 
 def _by_line(low: Any, node: Node) -> blocked.Convolution:
@@ -83,12 +75,6 @@ def _by_line(low: Any, node: Node) -> blocked.Convolution:
     return blocked.bind(
         shape(x), shape(weight), low.dtype(x), stride, padding, dilation, convolution[3], source, "blocked", epilogue
     )
-
-
-def _windows(size: Any, out_size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[Any]:
-    """The rows and columns of each window of images of a shape."""
-    each = zip(size[2:], out_size, kernel, stride, padding, dilation, strict=True)
-    return [windows.windows(*axis) for axis in each]
 
 
 def _epilogue(activation: nodes.Activation) -> Any:
@@ -102,11 +88,10 @@ def _epilogue(activation: nodes.Activation) -> Any:
 
 
 def max_pool2d(low: Any, node: Node) -> list[KernelCall]:
-    if node in low.chained:
-        return _chained(low, low.chained[node], node)
     x, pooling = node.args
     kernel, stride, padding, dilation, size = shapes.pooling(shape(x), *pooling)
-    rows, columns = _windows(shape(x), size, kernel, stride, padding, dilation)
+    each = zip(shape(x)[2:], size, kernel, stride, padding, dilation, strict=True)
+    rows, columns = (windows.windows(*axis) for axis in each)
     args = [flat(low.block(x)), shape(x)[0], shape(x)[3], rows, columns, dilation, flat(low.out_block(node))]
     return [KernelCall("max_pool2d, blocked", windows.MAX_POOL2D, args)]
 

@@ -37,19 +37,19 @@ def decide(graph: fx.Graph, variant: Variant) -> set[Node]:
 
 
 def chained(graph: fx.Graph, blocked: set[Node]) -> dict[Node, Node]:
-    """Which depthwise convolutions and poolings are computed band by band with the convolution before them: that one.
+    """Which depthwise convolutions are computed band by band with the convolution before them: that one.
 
     Nothing else reads it, and one image of it is too much for a core's second-level cache.
     """
     found: dict[Node, Node] = {}
     for node in blocked:
-        first = node.args[0]
-        if node.target not in (nodes.conv2d, nodes.max_pool2d) or first not in blocked or len(first.users) > 1:
-            continue
-        if first.target is nodes.conv2d and (node.target is nodes.max_pool2d or _is_depthwise(node)):
-            size = math.prod(shape(first)[1:]) * value(first).dtype.itemsize
-            if first.args[3][3] == 1 and size > SECOND_LEVEL and _is_bounded(first) and first not in found:
-                found[node] = first
+        if node.target is nodes.conv2d and _is_depthwise(node):
+            first = node.args[0]
+            alone = first in blocked and first.target is nodes.conv2d and len(first.users) == 1
+            if alone and first.args[3][3] == 1 and _is_bounded(first):
+                size = math.prod(shape(first)[1:]) * value(first).dtype.itemsize
+                if size > SECOND_LEVEL:
+                    found[node] = first
     return found
 
 

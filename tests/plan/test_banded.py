@@ -27,15 +27,6 @@ CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
         (3, 3, 40, 57),
     ),
     "of one line": (lambda: [nn.Conv2d(5, 32, 1), nn.Conv2d(32, 32, (1, 3), padding=1, groups=32)], (2, 5, 1, 40)),
-    "max-pooling": (lambda: [nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2)], (2, 3, 45, 63)),
-    "max-pooling, padded": (
-        lambda: [nn.Conv2d(18, 40, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)],
-        (1, 18, 20, 33),
-    ),
-    "max-pooling, dilation": (
-        lambda: [nn.Conv2d(4, 24, 3), nn.MaxPool2d((2, 4), (3, 1), dilation=(5, 2))],
-        (2, 4, 30, 29),
-    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""A convolution and what alone reads it, channel by channel: a depthwise convolution, or max-pooling; band by band.
+"""A convolution and the depthwise one that alone reads it, band by band of lines.
 
 What lies between the two is one filter tile wide and some lines high, so it stays in the second-level cache, where the
 whole of it would not. The lines that two bands read are computed for both.
@@ -6,21 +6,18 @@ whole of it would not. The lines that two bands read are computed for both.
 
 import bisect
 import os
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jitconv.variants.compiling import inner
-from jitconv.variants.elementwise import store
 from jitconv.variants.simd import lanes, lanes_of, pointer
 from jitconv.variants.tiled.blocked import Convolution
 from jitconv.variants.tiled.direct import Arrays, Tables, tile_of
 from jitconv.variants.tiled.kernel import Tiled
 from jitconv.variants.tiled.microkernel import vectors_of
 from jitconv.variants.tiled.product import share
-from jitconv.variants.tiled.windows import maximum
 from jitconv.variants.workers import each_worker
 
 BETWEEN = 448 << 10  # bytes between the two: beside it, what they read and write passes through the cache
@@ -41,37 +38,34 @@ class Between(NamedTuple):
     height: int
 
 
-def _by_band(follow):
-    """A worker's part of the output's lines; follow(x, x_at, n, register, …) computes a register's channels of some."""
-
-    @inner
-    def walk(worker, workers, shape, convolution, between, scratch, second):
-        arrays, tables, launch = convolution
-        workers = min(workers, scratch.size // between.size)  # the others have nothing to do
-        begin, end = share(launch.images * between.height, min(worker, workers), workers, 1)
-        own = pointer(scratch[min(worker, workers - 1) * between.size :])
-        x, weights, bias = pointer(arrays.x), pointer(arrays.weights), pointer(arrays.bias)
-        some = Arrays(x, weights, bias, bias, own, own)
-        places = Tables(pointer(tables.tiles), pointer(tables.taps), pointer(tables.blocks))
-        blocks, lane, top = len(tables.blocks) // 2, lanes(arrays.x), begin
-        while top < end:
-            n, line = divmod(top, between.height)
-            lines = line, line + min(between.band, end - top, between.height - line)
-            first, last = between.lines[2 * line], between.lines[2 * lines[1] - 1]
-            for tile in range(launch.filters):
-                register = tile * vectors_of(shape)
-                at = n * launch.x_image, tile * blocks * launch.block, -first * between.line, register * lane
-                for index in range(first * launch.across, last * launch.across):
-                    tile_of(shape, some, places, launch, index, at, ((0, blocks), blocks, False))
-                for v in range(vectors_of(shape)):
-                    follow(own, v * between.plane - first * between.line, n, register + v, lines, second)
-            top = top + lines[1] - line
-
-    return walk
+@inner
+def _convolved(worker, workers, shape, convolution, between, scratch, second):
+    """A worker's part of the output's lines, band by band, a filter tile at a time."""
+    arrays, tables, launch = convolution
+    workers = min(workers, scratch.size // between.size)  # the others have nothing to do
+    begin, end = share(launch.images * between.height, min(worker, workers), workers, 1)
+    own = pointer(scratch[min(worker, workers - 1) * between.size :])
+    x, weights, bias = pointer(arrays.x), pointer(arrays.weights), pointer(arrays.bias)
+    some = Arrays(x, weights, bias, bias, own, own)
+    places = Tables(pointer(tables.tiles), pointer(tables.taps), pointer(tables.blocks))
+    blocks, lane, top = len(tables.blocks) // 2, lanes(arrays.x), begin
+    while top < end:
+        n, line = divmod(top, between.height)
+        lines = line, line + min(between.band, end - top, between.height - line)
+        first, last = between.lines[2 * line], between.lines[2 * lines[1] - 1]
+        for tile in range(launch.filters):
+            register = tile * vectors_of(shape)
+            at = n * launch.x_image, tile * blocks * launch.block, -first * between.line, register * lane
+            for index in range(first * launch.across, last * launch.across):
+                tile_of(shape, some, places, launch, index, at, ((0, blocks), blocks, False))
+            for v in range(vectors_of(shape)):
+                _depthwise(own, v * between.plane - first * between.line, n, register + v, lines, second)
+        top = top + lines[1] - line
 
 
 @inner
 def _depthwise(x, x_at, n, register, lines, second):
+    """The output's lines of one register of channels."""
     shape, arrays, tables, launch = second
     some = Arrays(x, pointer(arrays.weights), pointer(arrays.bias), x, pointer(arrays.out), pointer(arrays.out))
     places = Tables(pointer(tables.tiles), pointer(tables.taps), pointer(tables.blocks))
@@ -81,48 +75,25 @@ def _depthwise(x, x_at, n, register, lines, second):
         tile_of(shape, some, places, launch, index, at, ((0, 1), 1, False))
 
 
-@inner
-def _max_pool(x, x_at, n, register, lines, second):
-    rows, columns, steps, planes, W, out = second
-    W_out = columns.shape[0]
-    for r in range(lines[0], lines[1]):
-        for c in range(W_out):
-            some = (rows[r, 0], rows[r, 1]), (columns[c, 0], columns[c, 1])
-            value = maximum(x, x_at, W, some, steps, 0)
-            store(value, out, (((n * planes + register) * rows.shape[0] + r) * W_out + c) * lanes(x), lanes(x))
-
-
-_convolved, _pooled = _by_band(_depthwise), _by_band(_max_pool)
-
-
 def convolve_depthwise(start, workers, shape, convolution, between, scratch, depthwise):
     """out = depthwise convolution of the convolution of x, both as in direct.convolve."""
     each_worker(start, workers, _convolved, (shape, convolution, between, scratch, depthwise))
 
 
-def convolve_max_pool(start, workers, shape, convolution, between, scratch, pooling):
-    """out = max-pooling of the convolution of x, as in direct.convolve and windows.max_pool2d.
-
-    pooling: the windows' rows and columns, steps in a window, registers of channels, width of an image, out.
-    """
-    each_worker(start, workers, _pooled, (shape, convolution, between, scratch, pooling))
+CONVOLVE_DEPTHWISE = Tiled(convolve_depthwise, None, recordable=True)
 
 
-CONVOLVE_DEPTHWISE, CONVOLVE_MAX_POOL = (
-    Tiled(driver, None, recordable=True) for driver in (convolve_depthwise, convolve_max_pool)
-)
+class ConvolvedDepthwise:
+    """A bound convolution, and the depthwise one that alone reads it, as one kernel.
 
-
-class Banded:
-    """A bound convolution, and what alone reads it, as one kernel.
-
-    rows: the first and last + 1 line between the two that each line of the output reads; first: bound by_line.
+    first, second: bound by_line; second: of whole registers of channels. rows: the first and last + 1 line between the
+    two that each line of the output reads.
     """
 
     recordable = True
 
-    def __init__(self, first: Convolution, rows: Any) -> None:
-        self.first, self.rows = first, np.ascontiguousarray(rows)
+    def __init__(self, first: Convolution, second: Convolution, rows: Any) -> None:
+        self.first, self.second, self.rows = first, second, np.ascontiguousarray(rows)
         self.betweens = [self._between(part.shape.vectors) for part in first.parts]
         whole = first.sizes.out_size[0] * self.betweens[0].line * first.parts[0].shape.vectors
         self.size = max(between.size for between in self.betweens)  # numbers that a worker needs
@@ -140,55 +111,24 @@ class Banded:
         for kernel, arguments in self.calls(*args):
             kernel(*arguments)
 
-    def _first(self, x: Any, packed: Any, bias: Any, scratch: Any) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """For each width of filter tiles, the registers of channels before, and what a driver is told first."""
-        register = 0
-        calls = self.first.calls(x, packed, bias, None, scratch)
-        for between, (_, (shape, arrays, tables, launch)) in zip(self.betweens, calls, strict=True):
-            convolution = arrays, tables, launch._replace(vector_ld=between.plane)
-            yield register, (shape, convolution, between, scratch)
-            register += launch.filters * shape.vectors
-
-    def calls(self, *args: Any) -> list[Any]:
-        raise NotImplementedError
-
-
-class ConvolvedDepthwise(Banded):
-    """second: a depthwise convolution, bound by_line, of whole registers of channels."""
-
-    def __init__(self, first: Convolution, second: Convolution, rows: Any) -> None:
-        super().__init__(first, rows)
-        self.second = second
-
     def calls(self, x: Any, packed: Any, bias: Any, packed_2: Any, bias_2: Any, scratch: Any, out: Any) -> list[Any]:
-        """The drivers' calls; scratch: `size` numbers for each worker that is to have something to do."""
-        ((_, (shape, arrays, tables, launch)),) = self.second.calls(scratch, packed_2, bias_2, None, out)
-        result = []
-        for register, first in self._first(x, packed, bias, scratch):
+        """The drivers' calls, one for each width of filter tiles.
+
+        scratch: `size` numbers for each worker that is to have something to do.
+        """
+        ((_, (second, arrays, tables, depthwise)),) = self.second.calls(scratch, packed_2, bias_2, None, out)
+        result, register = [], 0  # registers of channels before
+        for between, (_, call) in zip(self.betweens, self.first.calls(x, packed, bias, None, scratch), strict=True):
+            shape, first, places, launch = call
+            convolution = first, places, launch._replace(vector_ld=between.plane)
             some = arrays._replace(
-                weights=arrays.weights[register * launch.block :],
+                weights=arrays.weights[register * depthwise.block :],
                 bias=arrays.bias[register * lanes_of(self.first.dtype) :],
-                out=arrays.out[register * launch.out_image :],
+                out=arrays.out[register * depthwise.out_image :],
             )
-            result.append((CONVOLVE_DEPTHWISE, (*first, (shape, some, tables, launch))))
-        return result
-
-
-class ConvolvedMaxPool(Banded):
-    """Max-pooling; rows, columns: of each window, as in windows.py; steps: from a row, and column, to the next."""
-
-    def __init__(self, first: Convolution, rows: Any, columns: Any, steps: tuple[int, int]) -> None:
-        super().__init__(first, rows)
-        self.columns, self.steps = columns, steps
-
-    def calls(self, x: Any, packed: Any, bias: Any, scratch: Any, out: Any) -> list[Any]:
-        """The drivers' calls; scratch: `size` numbers for each worker that is to have something to do."""
-        out, lanes, result = out.reshape(-1), lanes_of(self.first.dtype), []
-        plane = len(self.rows) * len(self.columns) * lanes
-        planes, W = out.size // (self.first.sizes.N * plane), self.first.sizes.out_size[1]
-        for register, first in self._first(x, packed, bias, scratch):
-            pooling = self.rows, self.columns, self.steps, planes, W, out[register * plane :]
-            result.append((CONVOLVE_MAX_POOL, (*first, pooling)))
+            both = shape, convolution, between, scratch, (second, some, tables, depthwise)
+            result.append((CONVOLVE_DEPTHWISE, both))
+            register += launch.filters * shape.vectors
         return result
 
 
