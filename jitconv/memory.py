@@ -27,6 +27,13 @@ def prefer_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def empty_like(prototype: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what makes tensors like this one from it: torch.empty_like, and huge pages where they are large."""
+    if prototype.nbytes < LARGE:
+        return torch.empty_like
+    return lambda like: prefer_huge_pages(torch.empty_like(like))
+
+
 @functools.lru_cache(maxsize=1024)
 def memory_of(size: int) -> Callable[[int], Any]:
     """Return what gives, for an address, the buffer of so many bytes that lies there; it does not keep it alive."""

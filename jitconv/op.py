@@ -25,7 +25,7 @@ from jitconv.compat import (
     tracing_state,
     transform,
 )
-from jitconv.memory import LARGE, memory_of, prefer_huge_pages
+from jitconv.memory import empty_like, memory_of
 from jitconv.packing import packed
 from jitconv.variants import Variant
 from jitconv.vmap import Transformed
@@ -229,8 +229,7 @@ class Bound(Call):
         self.packs: dict[int, Any] = getattr(self.kernel, "packs", {})
         self.by_address = first.is_cpu and (numpy or not variant.tensors)
         self.contiguous = not self.by_address or all(map(_is_contiguous, given))
-        large = first.is_cpu and max(map(math.prod, results)) * first.itemsize >= LARGE
-        self.new = (lambda like: prefer_huge_pages(torch.empty_like(like))) if large else torch.empty_like
+        self.new = empty_like(max(self.prototypes, key=lambda tensor: tensor.nbytes))
         self.buffers = [(shape, dtype, memory_of(math.prod(shape) * dtype.itemsize)) for shape, dtype in array_types]
         self.empty = np.empty((0,) * len(results[-1]), array_types[-1][1])
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from jitconv.memory import memory_of, prefer_huge_pages
+from jitconv.memory import empty_like, memory_of, prefer_huge_pages
 from jitconv.packing import cached
 from jitconv.plan import nodes
 from jitconv.plan.buffers import ALIGNMENT, Array
@@ -206,9 +206,8 @@ class Frame:
                 self.views.setdefault(array.buffer.key, []).append((node, array))
         keys = {array.buffer.key for array in program.arrays.values() if array.buffer.kind == "output"}
         filled = {key: array for key, array in program.arrays.items() if key in keys}
-        self.prototypes = [
-            (key, torch.empty((), dtype=key.meta["val"].dtype).expand(array.shape)) for key, array in filled.items()
-        ]
+        like = {key: torch.empty((), dtype=key.meta["val"].dtype).expand(each.shape) for key, each in filled.items()}
+        self.prototypes = [(key, prototype, empty_like(prototype)) for key, prototype in like.items()]
         self.simple = program.outputs == [*filled] and all(len(self.views[key]) == 1 for key in filled)
         if self.simple:  # the results are what kernels fill, and nothing else looks at them
             for key in filled:
@@ -331,8 +330,8 @@ class Frame:
         for node, index in self.torch_inputs:
             self.values[node] = inputs[index]
         filled = []
-        for key, prototype in self.prototypes:
-            tensor = torch.empty_like(prototype)
+        for key, prototype, new in self.prototypes:
+            tensor = new(prototype)
             self._bind(key, tensor)
             filled.append(tensor)
         for function, args in self.calls if count() > 1 else self.alone:
