@@ -76,6 +76,7 @@ def test_the_report_counts_what_was_swapped_and_names_what_was_left(capsys: pyte
         "     1 LazyLinear: its shape is not known before its first call (4)",
         "     4 ReLU6: jitconv has no such layer (0.1, 1, 2, …)",
         "     1 Scaled: a subclass of Linear: its forward is its own (5)",
+        "functions in a forward (F.relu, say) are not seen here: jitconv.plan and torch.compile see them",
     ]
     convert(nn.ReLU(), "vector", report=True)
     assert capsys.readouterr().out.splitlines() == [
