@@ -23,6 +23,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
 }
 
+FUNCTIONS = "functions in a forward (F.relu, say) are not seen here: jitconv.plan and torch.compile see them"
+
 
 def built(name: str, size: int) -> tuple[nn.Module, torch.Tensor]:
     """The model in eval mode, with the statistics of a batch in its BatchNorms, and two images for it."""
@@ -76,13 +78,14 @@ def test_the_report_counts_what_was_swapped_and_names_what_was_left(capsys: pyte
         "     1 LazyLinear: its shape is not known before its first call (4)",
         "     4 ReLU6: jitconv has no such layer (0.1, 1, 2, …)",
         "     1 Scaled: a subclass of Linear: its forward is its own (5)",
-        "functions in a forward (F.relu, say) are not seen here: jitconv.plan and torch.compile see them",
+        FUNCTIONS,
     ]
     convert(nn.ReLU(), "vector", report=True)
     assert capsys.readouterr().out.splitlines() == [
         "computed by vector: 1 layers",
         "     1 ReLU",
         "left as they are: 0 layers",
+        FUNCTIONS,
     ]
 
 
