@@ -234,6 +234,8 @@ class Frame:
     def bind(self, weights: Weights) -> None:
         """Make the calls with these weights."""
         self.weights = weights  # which keeps the tensors alive
+        storages = (tensor.untyped_storage() for tensor in weights.tensors.values())
+        self.own = {self.memory.ctypes.data, *(storage.data_ptr() for storage in storages)}
         self.values.update((node, weights.tensors[node]) for node in self.program.torch_reads & weights.tensors.keys())
         for collected in (self.patches, self.addresses, self.calls, self.alone, self.recorded):
             collected.clear()
@@ -377,25 +379,20 @@ class Frame:
             self.values[node] = None
 
     def _results(self) -> list[Any]:
-        results: list[Any] = []
+        results, seen = list[Any](), set[int]()
         for node in self.program.outputs:
             value = self.values[node] if isinstance(node, fx.Node) else node
-            if isinstance(value, Tensor) and node in self.program.shares and self._is_own(value):
-                value = value.clone()  # a view of memory that the next call overwrites
-            elif isinstance(value, Tensor) and any(value is other for other in results) and node.op != "placeholder":
-                value = value.clone()
+            if isinstance(value, Tensor):
+                if node in self.program.shares and value.untyped_storage().data_ptr() in self.own:
+                    value = value.clone()  # a view of memory that the next call overwrites
+                elif id(value) in seen and node.op != "placeholder":
+                    value = value.clone()
+            seen.add(id(value))
             results.append(value)
         for node in self.program.torch_reads:
             if node in self.program.shares or node in self.views:
                 self.values[node] = None
         return results
-
-    def _is_own(self, value: Tensor) -> bool:
-        storage = value.untyped_storage().data_ptr()
-        own = {
-            tensor.untyped_storage().data_ptr() for tensor in (self.weights.tensors if self.weights else {}).values()
-        }
-        return storage == self.memory.ctypes.data or storage in own
 
 
 def _arguments_of(node: Node) -> tuple[bool, list[tuple[bool, Any]]]:
