@@ -65,14 +65,16 @@ def _load() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the packages that the study measures or stands on."""
+    """Return the installed versions of the packages that the study measures or stands on; torch's names its build."""
+    import torch
+
     found = {}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {"torch": str(torch.__version__)}
 
 
 def cpu_name() -> str:

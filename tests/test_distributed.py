@@ -95,7 +95,7 @@ def main():  # whose models are gone before the processes part: they hold on to 
     gradients = list(torch.autograd.grad(whole, model.parameters()))
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
     assert distributed.total(rank + 1, "cpu") == 3
-    assert gloo() or sys.platform != "linux"
+    assert gloo() or sys.platform != "linux" or torch.__version__ < "2.13"  # older ones give threads no names
     print(f"cores {torch.get_num_threads()} parts {len(distributed.part(torch.arange(3)))}\\n", end="")  # in one write
 
 
@@ -109,7 +109,8 @@ def test_a_converted_compiled_model_in_ddp_on_its_share_of_the_cores(tmp_path: P
     done = torchrun(str(script))
     assert done.returncode == 0, done.stderr
     share = max(1, machine.cores() // 2)
-    assert sorted(done.stdout.splitlines()) == [f"cores {share} parts {n}" for n in (1, 2)]
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]  # torch 2.8 says more
+    assert sorted(lines) == [f"cores {share} parts {n}" for n in (1, 2)]
 
 
 def test_one_process_needs_no_others() -> None:

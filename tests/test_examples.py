@@ -59,7 +59,7 @@ def test_compiled_training_learns() -> None:
 def test_compiled_networks_train_in_two_processes() -> None:
     code = "from compile_ddp import main; print(main(steps=3))"
     result = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, timeout=300)
-    assert result.stdout.strip() == "0.0", result.stderr
+    assert result.stdout.splitlines()[-1] == "0.0", result.stderr  # torch 2.8 prints more before it
 
 
 @pytest.mark.parametrize("name", ["compile_ddp", "compile_training", "plan_loop", "plan_server"])
