@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     threads = cores if given == "all" else int(given)
     if not 1 <= threads <= cores:
         raise pytest.UsageError(f"--threads must be between 1 and {cores}, the cores of this machine, got {given}")
-    timed = not config.getoption("benchmark_disable")
+    timed = not config.getoption("benchmark_disable")  # else the study has several such processes side by side
     if timed and threads < cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     os.environ.update(dict.fromkeys(POOLS, str(threads)))

@@ -262,9 +262,8 @@ def run(steps: list[Step], display: Display, until: float = math.inf) -> None:
             for each in [*running]:
                 if each.step.may_wait and time.monotonic() > until:
                     each.end()
-                ended = each.process.poll() is not None
                 display.advance(each.finished())
-                if ended:
+                if each.process.returncode is not None:
                     running.remove(each)
                     _ended(each)
             display.tick()

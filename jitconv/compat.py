@@ -43,10 +43,7 @@ transform = torch._C._functorch.peek_interpreter_stack  # not None inside torch.
 profiling = torch._C._autograd._profiler_enabled  # whether torch.profiler runs; there is no public way to ask
 is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched=True; looks like any tensor
 pytree = _pytree  # nested tuples, lists and dicts, as torch.export and torch.func see them
-TENSOR_TYPES = (
-    torch.Tensor,
-    torch.nn.Parameter,
-)  # what is no subclass, whose __torch_function__ would want to be asked
+TENSOR_TYPES = torch.Tensor, torch.nn.Parameter  # no subclasses, whose __torch_function__ would want to be asked
 implicit_softmax_dim = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]  # what dim=None means
 
 

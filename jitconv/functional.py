@@ -142,10 +142,8 @@ def cross_entropy(
         return Request(partial(ops.soft_cross_entropy, variant, reduction, label_smoothing), tensors)
     if input.ndim == 1 or target.dtype not in (torch.int64, np.dtype(np.int64)):
         options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        loss, shape = (
-            partial(cross_entropy, variant=variant.name, **options),
-            target.shape if reduction == "none" else (),
-        )
+        loss = partial(cross_entropy, variant=variant.name, **options)
+        shape = target.shape if reduction == "none" else ()
         return Request(lambda x, t, w: loss(torch.atleast_2d(x), torch.atleast_1d(t).long(), w).reshape(shape), tensors)
     args = *tensors, ignore_index, float(label_smoothing)
     if reduction != "none" and "reduced_cross_entropy" in variant.ops and not is_observed():  # vmap folds single losses

@@ -1,4 +1,4 @@
-"""A convolution and what alone reads it, band by band: the same bits as one after the other, and when it is done."""
+"""A convolution and the depthwise one after it, band by band: the same bits as one by one, and when it is done."""
 
 from typing import Any
 
