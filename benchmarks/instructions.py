@@ -109,7 +109,7 @@ def kernels() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     yield "linear", linear.linear, (False, some(32, 64), some(40, 64), some(40), some(32, 40))
     yield "linear gradients", linear.linear_gradient, (False, some(32, 40), some(40, 64), some(32, 64))
     yield "conv2d", conv2d.conv2d, (False, image, filters, some(20), once, none, once, z)
-    yield "conv2d weight gradient", conv2d.conv2d_grad_weight_by_dots, (z, image, once, none, once, filters)
+    yield "conv2d weight gradient", conv2d.conv2d_grad_weight, (None, z, image, once, none, once, filters)
     pooled = (Conv(once, none, once), 4, image, filters, some(20), some(1, 20, 2, 2), indices)
     yield "conv2d, max_pool2d", fused.conv2d_max_pool2d, pooled
 

@@ -112,7 +112,7 @@ class CrossEntropyLoss(_Layer, nn.CrossEntropyLoss):
         )
 
 
-LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     layer.__bases__[1]: layer  # keyed by the torch.nn class it stands in for
     for layer in (Conv2d, MaxPool2d, Flatten, Linear, ReLU, Softmax, LogSoftmax, CrossEntropyLoss)
 }
@@ -134,7 +134,7 @@ def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = Fal
     reasons = {name: _left_because(module) for name, module in model.named_modules()}
     for name, module in model.named_modules():
         if reasons[name] is None:
-            module.__class__ = LAYERS.get(type(module), type(module))
+            module.__class__ = REPLACEMENTS.get(type(module), type(module))
             module.variant = variant
     if report:
         print(_report(model, variant, reasons))
@@ -143,12 +143,12 @@ def convert(model: nn.Module, variant: str | None = None, *, inplace: bool = Fal
 
 def _left_because(module: nn.Module) -> str | None:
     """Why a module stays as it is: None if it need not, "" for one that only holds others."""
-    kind = next((kind for kind in type(module).__mro__ if kind in LAYERS), None)
+    kind = next((kind for kind in type(module).__mro__ if kind in REPLACEMENTS), None)
     if kind is None:
         return "" if any(module.children()) else "jitconv has no such layer"
     if isinstance(module, LazyModuleMixin):
         return "its shape is not known before its first call"
-    if type(module) not in (kind, LAYERS[kind]):
+    if type(module) not in (kind, REPLACEMENTS[kind]):
         return f"a subclass of {kind.__name__}: its forward is its own"
     if _replaced(module):
         return "its forward was replaced"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import jitconv
-from jitconv.nn import LAYERS, convert
+from jitconv.nn import REPLACEMENTS, convert
 
 
 def network() -> nn.Sequential:
@@ -26,9 +26,9 @@ def network() -> nn.Sequential:
 def test_a_converted_model_gives_the_same_results_and_gradients(variant: str) -> None:
     model = network()
     converted = convert(model, variant)
-    assert [type(m) for m in model.modules() if type(m) in LAYERS.values()] == []
+    assert [type(m) for m in model.modules() if type(m) in REPLACEMENTS.values()] == []
     for ours, theirs in zip(converted.modules(), model.modules(), strict=True):
-        assert isinstance(ours, LAYERS.get(type(theirs), type(theirs)))
+        assert isinstance(ours, REPLACEMENTS.get(type(theirs), type(theirs)))
     x = torch.randn(2, 3, 9, 9)
     grads = []
     for module in (model, converted):

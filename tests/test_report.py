@@ -370,7 +370,7 @@ def test_no_number_on_the_page_is_written_by_hand() -> None:
     template = (ROOT / "jitconv" / "report" / "page.html.j2").read_text()
     words = re.sub(r"<style>.*?</style>|style=\"[^\"]*\"", "", template, flags=re.DOTALL)
     words = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", words)
-    words += " ".join(rung.say for rung in ladder.RUNGS) + " ".join(say for _, say in first.RUNGS)
+    words += " ".join(rung.say for rung in ladder.RUNGS) + " ".join(say for _, say in first.STAIRS)
     found = re.findall(r"\d[\d.,]* ?(?:ms|µs|s\b|GFLOP/s|GB/s|GiB|%|×(?!\d))", words)
     assert sorted(set(found)) == ["8×", "95 %"], "but the scale of the colours, and the coverage of intervals"
 

@@ -16,9 +16,9 @@ from jitconv.plan import nodes
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
 from jitconv.variants import Variant, simd
+from jitconv.variants.simd import SECOND_LEVEL_CACHE
 
 POOLS = (nodes.max_pool2d, nodes.avg_pool2d, nodes.adaptive_avg_pool2d)
-SECOND_LEVEL = 1 << 20  # bytes of a core's second-level cache, about
 BLOCKED_FROM = 8  # output channels of a convolution: fewer leave half of a register empty
 
 
@@ -48,7 +48,7 @@ def chained(graph: fx.Graph, blocked: set[Node]) -> dict[Node, Node]:
             alone = first in blocked and first.target is nodes.conv2d and len(first.users) == 1
             if alone and first.args[3][3] == 1 and _is_bounded(first):
                 size = math.prod(shape(first)[1:]) * value(first).dtype.itemsize
-                if size > SECOND_LEVEL:
+                if size > SECOND_LEVEL_CACHE:
                     found[node] = first
     return found
 

@@ -15,7 +15,7 @@ from jitconv.plan.lower import Step
 from jitconv.plan.program import Program
 from jitconv.variants.threads import count
 
-COLUMNS = ("step", "from", "shapes", "kernel", "MFLOP")
+HEADINGS = ("step", "from", "shapes", "kernel", "MFLOP")
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Profile:
         ]
         steps = sum(r.microseconds for r in self.rows)
         rest = f"a call {self.microseconds:.1f} µs, its steps {steps:.1f} µs; peak {self.peak:.0f} GFLOP/s"
-        return "\n".join([self.title, *_aligned([(*COLUMNS, "µs", "GFLOP/s", "of peak"), *cells]), rest])
+        return "\n".join([self.title, *_aligned([(*HEADINGS, "µs", "GFLOP/s", "of peak"), *cells]), rest])
 
     def _share(self, row: Row) -> str:
         return f"{row.gflops / self.peak:.0%}" if row.flops else ""
@@ -60,7 +60,7 @@ def table(plan: Any) -> str:
     of_torch = sum(step.is_torch for step in program.steps)
     memory = f"{program.arena / 1e6:.2f} MB for what lies between them"
     end = f"{len(program.steps)} steps, {of_torch} of them torch's; {memory}"
-    return "\n".join([_title(plan), *_aligned([COLUMNS, *rows]), end])
+    return "\n".join([_title(plan), *_aligned([HEADINGS, *rows]), end])
 
 
 def rows_of(program: Program) -> list[Row]:

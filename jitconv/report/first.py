@@ -24,7 +24,7 @@ ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "jax")  # those 
 WORKS = (("forward, 1", "1 image"), ("forward, 64", "64 images"), ("forward, 1000", "1000 images"))
 STEP = ("training step, 64", "training step, 64")
 SINGLE = ("layers", "products", "resnet", "scaling")  # groups of rows of single layers
-RUNGS = (  # of the hero, slowest to fastest: variant, what changed
+STAIRS = (  # of the hero, slowest to fastest: variant, what changed
     ("interpreted", "every number a tensor, as in the homework"),
     ("interpreted-numpy", "the same loops on NumPy arrays"),
     ("jit", "compiled"),
@@ -123,7 +123,7 @@ def _layers(results: Results) -> Markup:
 def hero(results: Results) -> dict[str, Any]:
     """Return the staircase: each bar begins where the rung before ended, so its length is a factor on the log axis."""
     rows = {row.variant: row for row in results.pick(group="network", work="forward, 1", threads=1)}
-    rungs_here = [name for name, _ in RUNGS if name in rows]
+    rungs_here = [name for name, _ in STAIRS if name in rows]
     if not rungs_here:
         return {}
     engines = [name for name in ("vector", *ENGINES) if name in rows]
@@ -135,7 +135,7 @@ def hero(results: Results) -> dict[str, Any]:
 
     rungs: list[dict[str, Any]] = []
     before: Row | None = None
-    for name, say in RUNGS:
+    for name, say in STAIRS:
         if name not in rows:
             rungs.append(
                 {

@@ -15,7 +15,7 @@ CHOICES = {  # groups of rows that the table of all rows shows beside layers, an
     "models": "models",
     "overhead": "smallest calls",
 }
-LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "cross_entropy")
+SHOWN_LAYERS = ("conv2d", "max_pool2d", "flatten", "linear", "relu", "softmax", "cross_entropy")
 
 
 def heat(results: Results, index: dict[int, int]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def heat(results: Results, index: dict[int, int]) -> dict[str, Any]:
     """
     choices = {id(row): known for row in results.rows if row.device == "cpu" and (known := _choice(row))}
     rows = [row for row in results.rows if id(row) in choices]
-    rows.sort(key=lambda row: LAYERS.index(row.layer) if row.layer in LAYERS else 9)
+    rows.sort(key=lambda row: SHOWN_LAYERS.index(row.layer) if row.layer in SHOWN_LAYERS else 9)
     rows.sort(key=lambda row: (row.axis, row.size) if row.group == "scaling" else ("", row.batch))
     present = results.sorted_variants({row.variant for row in rows})
     first = [name for name in (OURS, PLAN, *ENGINES) if name in present]

@@ -10,7 +10,7 @@ import pandas as pd
 from jitconv.report.read import BASELINE, Results, Row
 from jitconv.report.words import BAR, INK, LINE, PAPER, SOFT, colour, digits, named
 
-WIDTH, HEIGHT, INTENSITIES, RATES = 1060, 430, (1.0, 800.0), (1.0, 1000.0)
+ROOF_WIDTH, ROOF_HEIGHT, INTENSITIES, RATES = 1060, 430, (1.0, 800.0), (1.0, 1000.0)
 
 
 def _points(results: Results) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def roofline(results: Results) -> Any:
         texts += _text(end.encode(x=x, y=y, text="label:N"), color=INK, **place)
     return alt.layer(
         *layers[:1], roof.encode(x=x, y=y, detail="limit:N"), *layers[1:], *texts
-    ).properties(width=WIDTH, height=HEIGHT)  # fmt: skip
+    ).properties(width=ROOF_WIDTH, height=ROOF_HEIGHT)  # fmt: skip
 
 
 def _text(chart: Any, **look: Any) -> list[Any]:
@@ -143,19 +143,19 @@ def _labels(stems: pd.DataFrame) -> pd.DataFrame:
 
     boxes = []
     for each in stems.to_dict("records"):
-        across = pixel(each["intensity"], INTENSITIES, WIDTH)
-        low, high = (pixel(each[name], RATES, HEIGHT) for name in ("low", "high"))
+        across = pixel(each["intensity"], INTENSITIES, ROOF_WIDTH)
+        low, high = (pixel(each[name], RATES, ROOF_HEIGHT) for name in ("low", "high"))
         boxes.append((across - 5, across + 5, low - 5, high + 5))
     found = []
     for each in stems.sort_values("low").to_dict("records"):
-        across, half = pixel(each["intensity"], INTENSITIES, WIDTH), 3.1 * len(each["label"])
-        low = pixel(each["low"], RATES, HEIGHT)
+        across, half = pixel(each["intensity"], INTENSITIES, ROOF_WIDTH), 3.1 * len(each["label"])
+        low = pixel(each["low"], RATES, ROOF_HEIGHT)
         beside = [(across - half - 12, low), (across + half + 12, low)]
         for at, up in [*((across, low - down) for down in range(15, 160, 13)), *beside]:
             box = (at - half - 3, at + half + 3, up - 7, up + 7)
             if not any(box[0] < b and a < box[1] and box[2] < d and c < box[3] for a, b, c, d in boxes):
                 break
         boxes.append(box)
-        lead = {"across": across, "from": HEIGHT - low, "to": HEIGHT - min(up, low)}
-        found.append({"label": each["label"], "at": at, "down": HEIGHT - up} | lead)
+        lead = {"across": across, "from": ROOF_HEIGHT - low, "to": ROOF_HEIGHT - min(up, low)}
+        found.append({"label": each["label"], "at": at, "down": ROOF_HEIGHT - up} | lead)
     return pd.DataFrame(found)

@@ -40,7 +40,7 @@ _ARM = _TRIPLE.startswith(("aarch64", "arm64"))
 _PINNED = "w" if _ARM else {64: "v", 32: "x", 16: "x"}[REGISTER_BYTES] if "86" in _TRIPLE else None  # a vector register
 MR, NR_VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
 DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
-CACHE_LINE = 64  # bytes
+CACHE_LINE, SECOND_LEVEL_CACHE = 64, 1 << 20  # bytes; a core's second level, about
 
 INT, INDEX = ir.IntType(32), ir.IntType(64)
 

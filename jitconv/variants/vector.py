@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants import Variant
+from jitconv.variants.rounding import block_of
 
 Array = Any  # a NumPy array or, on a GPU, a torch tensor: both understand all that is done with them here
 Pair = tuple[int, int]
-
-SHORT_BLOCK, LONG_BLOCK, FEW_BLOCKS = 64, 128, 3  # terms of a sum: the errors of many blocks even out, of few do not
 
 
 def _library(array: Array) -> ModuleType:
@@ -42,7 +41,7 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     A BLAS library may add up all terms in one chain, whose rounding error grows with its length.
     """
     K, product = a.shape[-1], _library(a).matmul
-    block = SHORT_BLOCK if K <= FEW_BLOCKS * LONG_BLOCK else LONG_BLOCK
+    block = block_of(K)
     total = product(a[..., :block], b[..., :block, :], out=out)
     for k in range(block, K, block):
         total += product(a[..., k : k + block], b[..., k : k + block, :])

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
 @pytest.fixture(params=[1, 6 << 10, 1 << 20], ids=lambda most: f"{most >> 10} KiB")
 def bands(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images too are computed band by band: of one line, of some, and of all lines."""
-    monkeypatch.setattr(layout, "SECOND_LEVEL", 0)
+    monkeypatch.setattr(layout, "SECOND_LEVEL_CACHE", 0)
     monkeypatch.setattr(banded, "BETWEEN", request.param)
 
 
@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_one_after_the_other(
 
 
 def test_changed_weights_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "SECOND_LEVEL", 0)
+    monkeypatch.setattr(layout, "SECOND_LEVEL_CACHE", 0)
     model, x = network(nn.Conv2d(4, 32, 1), nn.Conv2d(32, 32, 3, groups=32)), torch.randn(1, 4, 9, 9)
     plan = jitconv.plan(model, x)
     plan(x)
@@ -109,7 +109,7 @@ class Read(nn.Module):
     ids=["residual", "result", "smooth between", "smooth after", "no whole registers", "other pooling"],
 )
 def test_what_cannot_be_is_computed_one_after_the_other(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "SECOND_LEVEL", 0)
+    monkeypatch.setattr(layout, "SECOND_LEVEL_CACHE", 0)
     x = torch.randn(1, 4, 9, 11)
     plan = jitconv.plan(model.eval(), x)
     assert not [each for each in names(plan) if "+" in each]

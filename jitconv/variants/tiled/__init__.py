@@ -33,13 +33,13 @@ _ops["linear_grad_input"] = Tiled(linear.linear_gradient, None, False)
 _ops["linear_grad_weight"] = Tiled(linear.linear_gradient, None, True)
 
 
-def _refuse(logits: Any, target: Any, weight: Any, ignore_index: int, *rest: Any) -> None:
+def _raise_for(target: Any, weight: Any, ignore_index: int, *_: Any) -> None:
     """Raise the ValueError of a target that is no class."""
-    class_indices(target, logits.shape[1], ignore_index)
+    class_indices(target, len(weight), ignore_index)
 
 
-_ops["reduced_cross_entropy"] = Tiled(softmax.reduced_cross_entropy, _refuse)
+_ops["reduced_cross_entropy"] = Tiled(softmax.reduced_cross_entropy, lambda x, *labels: _raise_for(*labels))
 _ops["reduced_cross_entropy_grad_input"] = Tiled(
-    softmax.reduced_cross_entropy_grad_input, lambda grad, *args: _refuse(*args)
+    softmax.reduced_cross_entropy_grad_input, lambda grad, log_p, *labels: _raise_for(*labels)
 )
 VARIANTS = (Variant("jit-tiled", "cpu", _ops),)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants.compiling import inner
-from jitconv.variants.simd import lanes, lanes_of, pointer
+from jitconv.variants.simd import SECOND_LEVEL_CACHE, lanes, lanes_of, pointer
 from jitconv.variants.tiled.blocked import Convolution
 from jitconv.variants.tiled.direct import Arrays, Tables, tile_of
 from jitconv.variants.tiled.kernel import Tiled
@@ -20,7 +20,7 @@ from jitconv.variants.tiled.microkernel import vectors_of
 from jitconv.variants.tiled.product import share
 from jitconv.variants.workers import each_worker
 
-BETWEEN = 448 << 10  # bytes between the two: beside it, what they read and write passes through the cache
+BETWEEN = SECOND_LEVEL_CACHE * 7 // 16  # bytes between the two: what they read and write passes beside it
 
 
 class Between(NamedTuple):

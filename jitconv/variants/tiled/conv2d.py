@@ -45,11 +45,11 @@ SUMS = 4  # registers of sums that are added up side by side
 
 
 def conv2d(start, workers, relu, x, weight, bias, stride, padding, dilation, out):
-    """z = W · (shifted images) + b, with `relu` max(0, z); False if a weight is not finite: it would meet padding."""
-    if not finite(weight):
-        return False
-    each_worker(start, workers, _convolve, (relu, x, weight, bias, Conv(stride, padding, dilation), out))
-    return True
+    """z = W · (shifted images) + b, with `relu` max(0, z), if all weights are finite: others would meet padding."""
+    all_finite = finite(weight)
+    if all_finite:
+        each_worker(start, workers, _convolve, (relu, x, weight, bias, Conv(stride, padding, dilation), out))
+    return all_finite
 
 
 @inner
@@ -83,21 +83,14 @@ def _convolve(worker, workers, relu, x, weight, bias, conv, out):
                     copy(z, (f * band.images + n) * pixels, flat, first + (n * C_out + f) * pixels, pixels)
 
 
-def conv2d_grad_weight_by_dots(start, workers, grad, x, stride, padding, dilation, out):
-    """∂W by dot products; False as the other."""
-    return _add_up(start, workers, None, grad, x, Conv(stride, padding, dilation), out)
+def conv2d_grad_weight(start, workers, packed, grad, x, stride, padding, dilation, out):
+    """∂W = Σ_n ∂z · (shifted images)ᵀ, by dot products if `packed` is None, which Numba knows as it compiles.
 
-
-def conv2d_grad_weight(start, workers, grad, x, stride, padding, dilation, out):
-    """∂W = Σ_n ∂z · (shifted images)ᵀ; False if the result is not finite: a number met the zeros around an image."""
-    return _add_up(start, workers, ONE, grad, x, Conv(stride, padding, dilation), out)
-
-
-@inner
-def _add_up(start, workers, packed, grad, x, conv, out):
+    Returns whether all of it is finite: else a number may have met padding.
+    """
     flat, others = out.reshape(-1), np.zeros((workers - 1, out.size), out.dtype)
     clear(flat, 0, flat.size)
-    each_worker(start, workers, _correlate, (packed, grad, x, out, conv, flat, others))
+    each_worker(start, workers, _correlate, (packed, grad, x, out, Conv(stride, padding, dilation), flat, others))
     for i in range(workers - 1):
         for k in range(flat.size):
             flat[k] += others[i, k]
@@ -106,7 +99,7 @@ def _add_up(start, workers, packed, grad, x, conv, out):
 
 @inner
 def _correlate(worker, workers, packed, grad, x, weight, conv, flat, others):
-    """The worker's sums of ∂W; by dot products if `packed` is None, which Numba knows as it compiles."""
+    """The worker's sums of ∂W."""
     total = flat if worker == 0 or x.shape[0] < workers else others[worker - 1]
     N, C_out, H_out, W_out = grad.shape
     C, pixels, slopes = weight.shape[1], H_out * W_out, grad.reshape(-1)

@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 from numba import literal_unroll
 
+from jitconv.variants.rounding import SHORT_BLOCK
 from jitconv.variants.simd import MR, NR_VECTORS, fma_outer, fma_outer_gather, lanes, load_add, store, zeros
 from jitconv.variants.tiled.pooling import results_of, store_largest
-from jitconv.variants.tiled.product import ONE, SHORT_BLOCK, finite, inner
+from jitconv.variants.tiled.product import ONE, finite, inner
 from jitconv.variants.tiled.shifts import (
     AT_ONCE,
     Bands,
@@ -33,14 +34,14 @@ WINDOW_HEIGHTS = (*(rows for rows in (1, 2, 4) if rows < TALLEST), TALLEST)  # o
 
 
 def conv2d_max_pool2d(start, workers, conv, W, x, weight, bias, out, indices):
-    """z = W · (shifted images) + b, out = max over the windows of z; False if a weight is not finite.
+    """z = W · (shifted images) + b, out = max over the windows of z, if all weights are finite.
 
     conv: Conv; W: the width of z.
     """
-    if not finite(weight):
-        return False
-    each_worker(start, workers, _pool, (conv, W, x, weight, bias, out, indices))
-    return True
+    all_finite = finite(weight)
+    if all_finite:
+        each_worker(start, workers, _pool, (conv, W, x, weight, bias, out, indices))
+    return all_finite
 
 
 @inner

@@ -17,8 +17,9 @@ _compiled = functools.cache(njit)  # once, whatever the options that ops give a 
 class Tiled(Kernel):
     """A driver, compiled once, that is told where its workers run, how many they are, and the op's own options.
 
-    Where it returns False, `plain` takes over: the plain loops, where a number that is not finite met zeros that are no
-    part of the sum; or what raises for a target that is no class, which the loss sees as it reads them all.
+    A driver may return one fact that shapes and constants do not tell: `all_finite`, where a number that is not would
+    meet padding, or `all_classes`, of the targets of a loss, which it alone reads. Where it is False, `fallback` gets
+    the arguments: plain loops, or what raises.
     recordable: whether the driver gives its workers its own arguments and nothing else, by one each_worker.
     parts: in how many parts a worker may do its share of a recorded call; more than one where beginning is cheap.
     """
@@ -26,14 +27,14 @@ class Tiled(Kernel):
     skips_last = False  # the last result, where it is given an array of no size for it
 
     def __init__(
-        self, driver: Any, plain: Callable[..., None] | None, *options: Any, recordable: bool = False, parts: int = 1
+        self, driver: Any, fallback: Callable[..., None] | None, *options: Any, recordable: bool = False, parts: int = 1
     ) -> None:
         super().__init__(_compiled(driver))
-        self.plain, self.options, self.recordable, self.parts = plain, options, recordable, parts
+        self.fallback, self.options, self.recordable, self.parts = fallback, options, recordable, parts
 
     def run(self, start: int, workers: int, *args: Any) -> None:
-        if self.function(start, workers, *self.options, *args) is False and self.plain is not None:
-            self.plain(*args)
+        if self.function(start, workers, *self.options, *args) is False and self.fallback is not None:
+            self.fallback(*args)
 
     def calls(self, *args: Any) -> list[tuple["Tiled", tuple[Any, ...]]]:
         """The drivers' calls that a call consists of."""

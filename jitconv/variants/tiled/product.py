@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import literal_unroll
 
+from jitconv.variants import rounding
 from jitconv.variants.compiling import inner
+from jitconv.variants.rounding import LONG_BLOCK
 from jitconv.variants.simd import (
     CACHE_LINE,
     MR,
@@ -28,8 +30,6 @@ from jitconv.variants.simd import (
     zeros,
 )
 
-SHORT_BLOCK, LONG_BLOCK = np.int64(64), np.int64(128)  # terms of a sum that are added up on their own: it bounds
-FEW_BLOCKS = 3  # the rounding error, which evens out over more blocks than these
 KC = 512  # terms of a sum, whole blocks, after which C is written
 NC = 256  # columns of C that are finished before the next ones, where B is packed,
 IN_PLACE_NC = 1024  # and where it is not
@@ -38,6 +38,8 @@ PAGE = 4096  # bytes; what lies whole pages apart shares one set of the first-le
 FEW_ROWS = 128  # of A, up to which a panel of B is used too little to be worth packing
 NONE, ONE = np.int64(0), np.int64(1)  # Numba would compile a function anew for each literal
 A_LD = KC + CACHE_LINE // 4  # between packed rows of A
+
+block_of = inner(rounding.block_of)
 
 
 class AMatrix(NamedTuple):
@@ -106,12 +108,6 @@ def workspace(like):
     packing = PackWorkspace(np.empty(KC * NC, dtype), steps(KC, NONE, step), untransposed, tiles)
     partial, a_rows = np.empty(MR * step * IN_PLACE_NC, dtype), np.empty(MR * A_LD, dtype)
     return Workspace(packing, TileWorkspace(partial, a_rows, steps(KC, NONE, ONE), np.ones(step, dtype)))
-
-
-@inner
-def block_of(K):
-    """How many terms of a sum of K are added up on their own."""
-    return SHORT_BLOCK if K <= FEW_BLOCKS * LONG_BLOCK else LONG_BLOCK
 
 
 @inner

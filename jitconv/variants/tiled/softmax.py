@@ -207,15 +207,14 @@ def cross_entropy(start, workers, x, target, weight, ignore_index, smoothing, lo
 def reduced_cross_entropy(start, workers, x, target, weight, ignore_index, smoothing, mean, loss, log_p):
     """log_p = log_softmax(x), and the sum of all losses, with `mean` over that of their weights.
 
-    The sums are float64's, because the samples may be the pixels of many images.
+    The sums are float64's, because the samples may be the pixels of many images. Returns whether every target is a
+    class or ignored: the loss of another is NaN.
     """
-    total, known = weight_of(target, weight, ignore_index)
-    if not known:
-        return False
+    total, all_classes = weight_of(target, weight, ignore_index)
     sums, labels = np.zeros(workers), Labels(target, weight, ignore_index, smoothing)
     _sum_of_losses(start, workers, x, (x, labels, log_p, sums))
     loss[0] = sums.sum() / (total if mean else 1)
-    return True
+    return all_classes
 
 
 @exact
@@ -256,13 +255,13 @@ def cross_entropy_grad_input(start, workers, grad, log_p, target, weight, ignore
 
 
 def reduced_cross_entropy_grad_input(start, workers, grad, log_p, target, weight, ignore_index, smoothing, mean, out):
-    total, known = weight_of(target, weight, ignore_index)
-    if not known:
-        return False
-    grads = np.full(target.shape, number(out, grad[0] / (total if mean else 1)))
-    labels = Labels(target, weight, ignore_index, smoothing)
-    _cross_entropy_grad_input(start, workers, out, (grads, log_p, labels, out))
-    return True
+    """∂x, if every target is a class or ignored, which it returns: another would lie outside `out`."""
+    total, all_classes = weight_of(target, weight, ignore_index)
+    if all_classes:
+        grads = np.full(target.shape, number(out, grad[0] / (total if mean else 1)))
+        labels = Labels(target, weight, ignore_index, smoothing)
+        _cross_entropy_grad_input(start, workers, out, (grads, log_p, labels, out))
+    return all_classes
 
 
 @shared

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jitconv.variants import get
+from jitconv.variants.rounding import SHORT_BLOCK
 from jitconv.variants.rows import Conv
 from jitconv.variants.simd import lanes_of
 from jitconv.variants.tiled import blocked, col2im, conv2d, fused, pooling
@@ -28,7 +29,7 @@ from jitconv.variants.tiled.blocked import Convolution, Epilogue
 from jitconv.variants.tiled.grad_input import GradInput
 from jitconv.variants.tiled.grad_weight import GradWeight
 from jitconv.variants.tiled.kernel import Choice, Tiled
-from jitconv.variants.tiled.product import SHORT_BLOCK
+from jitconv.variants.tiled.product import ONE
 
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
 FULL = 0.7  # of the lanes, from which on channels belong into them
@@ -117,8 +118,7 @@ SHIFTED = {
     True: Tiled(conv2d.conv2d, _and_relu(plain["conv2d"]), True),
 }
 COL2IM = Tiled(col2im.conv2d_grad_input, None, recordable=True)
-DOTS = Tiled(conv2d.conv2d_grad_weight_by_dots, plain["conv2d_grad_weight"])
-PANELS = Tiled(conv2d.conv2d_grad_weight, plain["conv2d_grad_weight"])
+DOTS, PANELS = (Tiled(conv2d.conv2d_grad_weight, plain["conv2d_grad_weight"], packed) for packed in (None, ONE))
 
 
 def choose_grad_weight(arrays: Any, constants: Any) -> Callable[..., Any]:
@@ -166,7 +166,8 @@ class Pooled(Tiled):
 
     def run(self, start: int, workers: int, *args: Any) -> None:
         ((_, own),) = self.calls(*args)
-        if not self.function(start, workers, *own):
+        all_finite = self.function(start, workers, *own)
+        if not all_finite:
             _two_ops_of_plain_loops(*args)
 
     def calls(self, *args: Any) -> list[tuple[Tiled, tuple[Any, ...]]]:
