@@ -20,8 +20,8 @@ autodoc_typehints_format = "short"
 
 
 def _outside(app: Any, document: str, source: list[str]) -> None:
-    """Links to files beside docs/ work where the repository is read; on the site they are paths."""
-    source[0] = re.sub(r"\[[^\]]+\]\(\.\./([^)]+)\)", r"`\1`", source[0])
+    """Links beside docs/ work where the repository is read; on the site examples are files too, all else is a path."""
+    source[0] = re.sub(r"\[[^\]]+\]\(\.\./(?!examples/[^)]+\.\w+\))([^)]+)\)", r"`\1`", source[0])
 
 
 def setup(app: Any) -> None:

@@ -278,10 +278,10 @@ def render(results):
             last[layer] = title, found
         loops = [(NAMES[layer], found["loop"]) for layer, found in results["rungs"][stem].items() if "loop" in found]
         counts = [f"| {layer} | {l['multiply_adds']} | {l['loads']} | {l['stores']} |" for layer, l in loops]
-        text = [f"## {title}", f"![{title}](ladder/{stem}.svg)", problem]
+        file, text = f"examples/ladder/{stem}.py", [f"## {title}", f"![{title}](ladder/{stem}.svg)", problem]
         text += [f"```python\n{excerpt(stem, *span)}\n```", f"**The machine code.** {code}"]
         text += ["\n".join([LOOP, *counts])] if counts else []
-        steps.append("\n\n".join([*text, "\n".join([HEAD, *own]), f"Run it: `python examples/ladder/{stem}.py`"]))
+        steps.append("\n\n".join([*text, "\n".join([HEAD, *own]), f"Run it: [`python {file}`](../{file})"]))
     table += [row_of("torch", NAMES[layer], found, peak, None) for layer, found in results.get("torch", {}).items()]
     table.append(f"| the core's peak | multiply-adds in registers |  | {digits(peak / 1e9)} | 100.0% |  |")
     layers = [LAYER, *(f"| {name} | {rung.NAMES[layer]} |" for layer, name in NAMES.items())]

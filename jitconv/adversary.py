@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from jitconv import functional, variants
+from jitconv import functional
 from jitconv.cases import INF, NAN, Case, Fill, Shape, normal, rarely
 from jitconv.verify import Check, Expected, results
 
@@ -143,8 +143,3 @@ def _check(case: Case, variant: str, dtype: str) -> list[Check]:
     ours = results(partial(functional.conv2d, variant=variant), case, expected.inputs, expected.grad)
     own = expected.own(variant)
     return [one for one in expected.compare(variant, ours) if one.quantity in own]
-
-
-def tried() -> list[str]:
-    """Return the names of the variants that have a bound of their own."""
-    return [name for name in variants.available("cpu") if variants.get(name).bounds]

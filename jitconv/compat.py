@@ -128,14 +128,6 @@ def fake_mode() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def register_backend(function: Callable[..., Any], name: str) -> None:
-    """Make a backend of torch.compile known, unless its name is."""
-    from torch import _dynamo
-
-    if name not in _dynamo.list_backends():
-        _dynamo.register_backend(function, name=name)
-
-
 def edge_padding(convolution: torch.nn.Conv2d) -> Any:
     """Return the padding of a convolution that does not pad with zeros, as torch.nn.functional.pad takes it."""
     return convolution._reversed_padding_repeated_twice

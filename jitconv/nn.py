@@ -169,7 +169,8 @@ def _report(model: nn.Module, variant: str | None, reasons: dict[str, str | None
     for name, module in model.named_modules():
         kind, reason = type(module).__name__, reasons[name]
         if reason is None:
-            swapped[kind] += 1
+            mode = getattr(module, "padding_mode", "zeros")
+            swapped[kind + f", of images that torch pads before, in a copy ({mode})" * (mode != "zeros")] += 1
         elif reason:
             left.setdefault((kind, reason), []).append(name)
     lines = [f"computed by {variant or 'the best variant for the device'}: {sum(swapped.values())} layers"]

@@ -80,6 +80,12 @@ def test_the_report_counts_what_was_swapped_and_names_what_was_left(capsys: pyte
         "     1 Scaled: a subclass of Linear: its forward is its own (5)",
         FUNCTIONS,
     ]
+    convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, padding_mode="circular")), report=True)
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "computed by the best variant for the device: 2 layers",
+        "     1 Conv2d",
+        "     1 Conv2d, of images that torch pads before, in a copy (circular)",
+    ]
     convert(nn.ReLU(), "vector", report=True)
     assert capsys.readouterr().out.splitlines() == [
         "computed by vector: 1 layers",

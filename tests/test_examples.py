@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from jitconv.plan import backend
-
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -48,7 +46,6 @@ def test_threads_of_a_server_share_a_plan() -> None:
 
 
 def test_compiled_training_learns() -> None:
-    backend.register()
     assert example("compile_training.py")["main"](images=1920) > 0.6
 
 

@@ -101,8 +101,3 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: Any) -> Any:
         result = n.meta["val"] = super().run_node(n)
         return result
-
-
-def register() -> None:
-    """Make the backend known by its name where the installed package's metadata does not (an old installation)."""
-    compat.register_backend(backend, "jitconv")

@@ -183,7 +183,6 @@ def read(paths: Sequence[Path]) -> Results:
         found.commit = found.commit or content.get("commit_info", {})
         found.date = found.date or content.get("datetime", "")[:10]
         found.suite = found.suite or content.get("suite", "")
-    _order_of_old_results(found, parts)
     found.repeated = [_row(each) for rows in repeated.values() for each in rows.values()]
     for row in found.repeated:
         gap = {"row": row.name, "outcome": "left out", "why": f"of {row.file}, which an earlier file has: {OWN_TORCH}"}
@@ -224,12 +223,6 @@ def _content(file: Path) -> dict[str, Any]:
     if not known:
         raise ValueError(f"{file} is neither a file of pytest-benchmark nor of jitconv verify or train")
     return content
-
-
-def _order_of_old_results(found: Results, parts: Any) -> None:
-    """Results that do not name the registry's variants: in the order in which they come."""
-    if not found.order:
-        found.order = list(dict.fromkeys(key[KEY.index("variant")] for key in parts))
 
 
 def _row(parts: list[dict[str, Any]]) -> Row:

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jitconv
-from jitconv.plan import backend
 
 
 @pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    backend.register()
+def _forgotten() -> Iterator[None]:
     yield
     torch._dynamo.reset()
 
