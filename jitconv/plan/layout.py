@@ -36,7 +36,7 @@ def decide(graph: fx.Graph, variant: Variant) -> set[Node]:
     return can
 
 
-def chained(graph: fx.Graph, blocked: set[Node]) -> dict[Node, Node]:
+def chained(blocked: set[Node]) -> dict[Node, Node]:
     """Which depthwise convolutions are computed band by band with the convolution before them: that one.
 
     Nothing else reads it, and one image of it is too much for a core's second-level cache.

@@ -76,7 +76,7 @@ class Lowering:
         self.sources: dict[Node, Source] = {}
         self.static = static
         self.blocked = set() if training else layout.decide(graph, variant)
-        self.chained = layout.chained(graph, self.blocked)
+        self.chained = layout.chained(self.blocked)
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self.sources.update(zip(placeholders, sources, strict=True))
         (output,) = (node for node in graph.nodes if node.op == "output")

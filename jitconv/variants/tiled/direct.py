@@ -20,7 +20,6 @@ import numpy as np
 
 from jitconv.variants.compiling import inner
 from jitconv.variants.simd import lanes, pointer
-from jitconv.variants.tiled.layout import transpose_lines
 from jitconv.variants.tiled.microkernel import (
     channels_of,
     clamp,
@@ -36,7 +35,7 @@ from jitconv.variants.tiled.microkernel import (
     x_ld_of,
     zeros_of,
 )
-from jitconv.variants.tiled.product import share
+from jitconv.variants.tiled.product import share, transpose_matrix
 from jitconv.variants.workers import each_worker
 
 UNROLL = 4  # terms of a sum: enough work that the loop over them is cheap, and its end foreseen
@@ -157,7 +156,7 @@ def _from_band(arrays, launch, v, group, channel, channels, lines):
         pixels = min((row + some) * launch.width, launch.pixels) - row * launch.width
         i = v * launch.vector_ld + (line - lines[0]) * launch.width * lane
         j = (n * launch.groups + group) * launch.out_image + channel * launch.pixels + row * launch.width
-        transpose_lines(arrays.band, i, lane, arrays.out, j, launch.pixels, pixels, channels)
+        transpose_matrix(arrays.band, i, lane, arrays.out, j, launch.pixels, pixels, channels)
         line += some
 
 

@@ -54,7 +54,7 @@ def _pool(worker, workers, conv, W, x, weight, bias, out, indices):
     bands = Bands(groups, images[0], images[1], ONE, H_out, lines)  # of one image each
     planes, starts = _window_planes(weight, conv, lines, W_out)
     shifted, partial_sums = np.empty(total_size(C, planes, x), x.dtype), np.empty(MR * NR_VECTORS * step, x.dtype)
-    (maxima, positions, index_step, _), windows = results_of(out, indices), H_out * W_out
+    (maxima, positions, index_step), windows = results_of(out, indices), H_out * W_out
     ones, firsts = np.ones(WINDOW * step, x.dtype), _first_indices(windows + step, W_out, W)
     for index in range(count_of(bands)):
         band = band_at(bands, index)

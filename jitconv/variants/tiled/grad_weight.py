@@ -153,9 +153,9 @@ def _store_panel(total, sums, panel, width, out):
         c, start = _channels(sums, panel, tile)
         added = start + sums.rows - c  # channels that no tile before has
         if added > 0:
-            numbers = total[((tile + 1) * sums.rows - added) * sums.taps * width :]
-            j, target_ld = ((group * sums.outputs + o) * sums.inputs + c) * sums.taps, sums.inputs * sums.taps
-            transpose_matrix(numbers, added * sums.taps, min(width, sums.outputs - o), width, out[j:], target_ld)
+            i, j = ((tile + 1) * sums.rows - added) * width, (group * sums.outputs + o) * sums.inputs + c
+            rows, columns = added * sums.taps, min(width, sums.outputs - o)
+            transpose_matrix(total, i * sums.taps, width, out, j * sums.taps, sums.inputs * sums.taps, rows, columns)
 
 
 GRAD_WEIGHT = Tiled(grad_weight, None)

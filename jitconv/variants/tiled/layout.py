@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitconv.variants.compiling import inner
-from jitconv.variants.simd import CACHE_LINE, lanes, lanes_of, transpose
+from jitconv.variants.simd import CACHE_LINE, lanes, lanes_of
 from jitconv.variants.tiled.kernel import Tiled
-from jitconv.variants.tiled.product import copy, share, transpose_matrix
+from jitconv.variants.tiled.product import NONE, copy, share, transpose_matrix
 from jitconv.variants.workers import each_worker
 
 
@@ -88,7 +88,7 @@ def _pack_block(source, taps, weights, counts, rows, target):
     """One block, by way of `rows`: [input channel, place of a tap, output channel]."""
     (outputs, inputs), area, width = counts, weights.area, weights.width
     if weights.input == area:
-        transpose_matrix(source, outputs, inputs * area, weights.output, rows, width)
+        transpose_matrix(source, NONE, weights.output, rows, NONE, width, outputs, inputs * area)
     for c in range(inputs):
         row = c * area
         if weights.input != area:
@@ -96,22 +96,9 @@ def _pack_block(source, taps, weights, counts, rows, target):
             if area == 1:
                 copy(source, c * weights.input, rows, 0, outputs)
             else:
-                transpose_matrix(source[c * weights.input :], outputs, area, weights.output, rows, width)
+                transpose_matrix(source, c * weights.input, weights.output, rows, NONE, width, outputs, area)
         for tap in range(taps.size):
             copy(rows, (row + taps[tap]) * width, target, (tap * weights.depth + c) * width, width)
-
-
-@inner
-def transpose_lines(source, i, ld, target, j, target_ld, rows, columns):
-    """target[j + c · target_ld + r] = source[i + r · ld + c] for r < rows and c < columns"""
-    vlen = lanes(source)
-    for r in range(0, rows, vlen):
-        for c in range(0, columns, vlen):
-            a, b = i + r * ld + c, j + c * target_ld + r
-            if r + vlen <= rows and c + vlen <= columns:
-                transpose(source, a, ld, target, b, target_ld, None, None)
-            else:
-                transpose(source, a, ld, target, b, target_ld, min(vlen, rows - r), min(vlen, columns - c))
 
 
 def to_blocked(start, workers, x, C, pixels, out):
@@ -133,9 +120,9 @@ def _change_layout(worker, workers, nchw, blocked, C, pixels, to_blocked):
         group, block = divmod(index, blocks)
         count, i, j = min(vlen, C - block * vlen), (group * C + block * vlen) * pixels, index * pixels * vlen
         if to_blocked:
-            transpose_lines(nchw, i, pixels, blocked, j, vlen, count, pixels)
+            transpose_matrix(nchw, i, pixels, blocked, j, vlen, count, pixels)
         else:
-            transpose_lines(blocked, j, vlen, nchw, i, pixels, pixels, count)
+            transpose_matrix(blocked, j, vlen, nchw, i, pixels, pixels, count)
 
 
 def blocks_of(C: int, dtype: Any) -> int:

@@ -92,7 +92,7 @@ def by_outputs(worker, workers, relu, weights, x, bias, out):
     product(own, (NONE, last - first), b_matrix(x, ONE), (NONE, N), c_matrix(z), bias[first:last], workspace(z))
     if relu:
         rectify(c_matrix(z), (NONE, last - first), (NONE, N))
-    transpose_matrix(z.reshape(-1), last - first, N, N, out.reshape(-1)[first:], O)
+    transpose_matrix(z.reshape(-1), NONE, N, out.reshape(-1), first, O, last - first, N)
 
 
 @inner

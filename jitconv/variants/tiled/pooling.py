@@ -219,7 +219,7 @@ def max_pool2d_of_any(start, workers, x, kernel_size, stride, padding, dilation,
 @inner
 def _any_windows(worker, workers, x, kernel_size, stride, padding, dilation, out, indices):
     (H, W), (H_out, W_out), (K_h, K_w), vlen = x.shape[2:], out.shape[2:], kernel_size, lanes(x)
-    source, (maxima, flat_indices, index_step, _) = x.reshape(-1), results_of(out, indices)
+    source, (maxima, flat_indices, index_step) = x.reshape(-1), results_of(out, indices)
     blocks = (W_out + vlen - 1) // vlen
     columns = tap_columns(K_w, stride[1], padding[1], dilation[1], W, W_out, vlen)
     begin, end = share(out.shape[0] * out.shape[1] * H_out, worker, workers, ONE)
@@ -244,38 +244,30 @@ def max_pool2d(start, workers, x, kernel_size, stride, padding, dilation, out, i
 
 @inner
 def _windows(worker, workers, x, out, indices):
-    H, W = x.shape[2:]
-    H_out, source, results = out.shape[2], x.reshape(-1), results_of(out, indices)
+    (H, W), (H_out, W_out), source = x.shape[2:], out.shape[2:], x.reshape(-1)
+    maxima, flat_indices, index_step = results_of(out, indices)
     begin, end = share(out.shape[0] * out.shape[1], worker, workers, ONE)
     for plane in range(begin, end):
-        pool_lines(source[plane * H * W :], H_out, W, 0, plane * H_out, results)
+        for row in range(H_out):
+            for col in range(0, W_out, lanes(x)):
+                i, o = 2 * row * W + 2 * col, (plane * H_out + row) * W_out + col
+                max_2x2(source, plane * H * W + i, W, i, maxima, o, flat_indices, o * index_step, W_out - col)
 
 
 class Results(NamedTuple):
-    """Where maxima go, and their indices, `index_step` apart: 0 where nobody wants them. W: the width of a line."""
+    """Where maxima go, and their indices, `index_step` apart: 0 where nobody wants them."""
 
     maxima: Any
     indices: Any
     index_step: int
-    W: int
 
 
 @inner
 def results_of(out, indices):
     """The results of a pooling, flat; nobody wants indices of no size."""
     if indices.size > 0:
-        return Results(out.reshape(-1), indices.reshape(-1), ONE, out.shape[3])
-    return Results(out.reshape(-1), np.empty(lanes(out), np.int64), NONE, out.shape[3])
-
-
-@inner
-def pool_lines(z, rows, W, top, plane, results):
-    """Some lines of windows of z; the first is line `top` of a plane that begins at line `plane` of all planes."""
-    maxima, indices, index_step, W_out = results
-    for row in range(rows):
-        for col in range(0, W_out, lanes(z)):
-            i, o = 2 * row * W + 2 * col, (plane + top + row) * W_out + col
-            max_2x2(z, i, W, 2 * top * W + i, maxima, o, indices, o * index_step, W_out - col)
+        return Results(out.reshape(-1), indices.reshape(-1), ONE)
+    return Results(out.reshape(-1), np.empty(lanes(out), np.int64), NONE)
 
 
 def spread_whole_windows(start, workers, grad, indices, kernel_size, stride, padding, dilation, out):

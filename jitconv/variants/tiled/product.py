@@ -264,12 +264,13 @@ def _pack(b, terms, columns, packing):
         _copy_runs(b.numbers, b.offsets[terms[0] : terms[1]], runs[:count], panels, nr)
         return
     for j in range(columns[0], columns[1], nr):
-        panel, offsets = panels[(j - columns[0]) * KC :], b.offsets[j : min(j + nr, columns[1])]
+        panel, offsets = (j - columns[0]) * KC, b.offsets[j : min(j + nr, columns[1])]
         for k in range(terms[0], terms[1], LONG_BLOCK):
             depth = min(LONG_BLOCK, terms[1] - k)
             count = _runs(b.columns, (k, k + depth), LONG_BLOCK, NONE, runs)
             _copy_runs(b.numbers, offsets, runs[:count], untransposed, LONG_BLOCK)
-            transpose_matrix(untransposed, offsets.size, depth, LONG_BLOCK, panel[(k - terms[0]) * nr :], nr)
+            to = panel + (k - terms[0]) * nr
+            transpose_matrix(untransposed, NONE, LONG_BLOCK, panels, to, nr, offsets.size, depth)
 
 
 @inner
@@ -302,13 +303,16 @@ def _copy_runs(numbers, offsets, runs, panels, ld):
 
 
 @inner
-def transpose_matrix(source, M, N, ld, target, target_ld):
-    """target[n · target_ld + m] = source[m · ld + n] for m < M and n < N"""
+def transpose_matrix(source, i, ld, target, j, target_ld, rows, columns):
+    """target[j + c · target_ld + r] = source[i + r · ld + c] for r < rows and c < columns"""
     vlen = lanes(source)
-    for m in range(0, M, vlen):
-        for n in range(0, N, vlen):
-            i, j = m * ld + n, n * target_ld + m
-            transpose(source, i, ld, target, j, target_ld, min(vlen, M - m), min(vlen, N - n))
+    for r in range(0, rows, vlen):
+        for c in range(0, columns, vlen):
+            a, b = i + r * ld + c, j + c * target_ld + r
+            if r + vlen <= rows and c + vlen <= columns:  # code without masks
+                transpose(source, a, ld, target, b, target_ld, None, None)
+            else:
+                transpose(source, a, ld, target, b, target_ld, min(vlen, rows - r), min(vlen, columns - c))
 
 
 @partial(inner, forceinline=True)
