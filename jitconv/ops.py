@@ -6,6 +6,7 @@ the gradient of the op's result, and the other names are the op's arguments and 
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -119,34 +120,25 @@ max_pool2d_grad_input = Op(
     kernel_shape=images,
 )
 
-# Layers in one pass: the gradient of what comes last, and from there on those of the first.
-conv2d_max_pool2d = Op(
-    "conv2d_max_pool2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
-    " SymInt[2] conv_size, int[2] kernel_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation,"
-    " SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
-    lambda input, weight, *rest: [(*input.shape[:-3], weight.shape[0], *rest[-1])] * 2,
-    conv2d.gradients,
+# Layers in one pass are the first one, with an epilogue: the gradient of what comes last leads to that one's.
+conv2d_max_pool2d = replace(
+    conv2d,
+    schema="conv2d_max_pool2d(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding,"
+    " int[2] dilation, SymInt[2] conv_size, int[2] kernel_size, int[2] pool_stride, int[2] pool_padding,"
+    " int[2] pool_dilation, SymInt[2] size, str variant) -> (Tensor out, Tensor indices)",
+    shapes=lambda input, weight, *rest: [(*input.shape[:-3], weight.shape[0], *rest[-1])] * 2,
     epilogue=Step(
         "max_pool2d_grad_input", "g", "indices", "kernel_size", "pool_stride", "pool_padding", "pool_dilation",
         lambda v: (*v["input.shape"][:-3], v["weight.shape"][0], *v["conv_size"]),
     ),
     saves="input weight indices",
-    batched="input",
-    batch_rank=4,
-    kernel_shape=images,
-    defaults=NO_BIAS,
 )  # fmt: skip
-conv2d_relu = Op(
-    "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
+conv2d_relu = replace(
+    conv2d,
+    schema="conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation,"
     " SymInt[2] size, str variant) -> Tensor",
-    conv2d.shapes,
-    conv2d.gradients,
     epilogue=Step("relu_grad_input", "g", "result"),
     saves="input weight result",
-    batched="input",
-    batch_rank=4,
-    kernel_shape=images,
-    defaults=NO_BIAS,
 )
 
 flatten = Op(
@@ -176,16 +168,11 @@ linear = Op(
     kernel_shape=rows,
     defaults=NO_BIAS,
 )
-linear_relu = Op(
-    "linear_relu(Tensor input, Tensor weight, Tensor? bias, str variant) -> Tensor",
-    linear.shapes,
-    linear.gradients,
+linear_relu = replace(
+    linear,
+    schema="linear_relu(Tensor input, Tensor weight, Tensor? bias, str variant) -> Tensor",
     epilogue=Step("relu_grad_input", "g", "result"),
     saves="input weight result",
-    batched="input",
-    batch_rank=2,
-    kernel_shape=rows,
-    defaults=NO_BIAS,
 )
 linear_grad_input = Op(
     "linear_grad_input(Tensor grad, Tensor weight, str variant) -> Tensor",
@@ -251,24 +238,18 @@ softmax_grad_input = Op(
     batched="grad output",
     kernel_shape=along_dim,
 )
-log_softmax = Op(
-    "log_softmax(Tensor input, int dim, str variant) -> Tensor",
-    lambda input, dim: [tuple(input.shape)],
-    {"input": Step("log_softmax_grad_input", "g", "result", "dim")},
-    saves="result",
-    batched="input",
-    kernel_shape=along_dim,
+log_softmax = replace(
+    softmax,
+    schema="log_softmax(Tensor input, int dim, str variant) -> Tensor",
+    gradients={"input": Step("log_softmax_grad_input", "g", "result", "dim")},
 )
-log_softmax_grad_input = Op(
-    "log_softmax_grad_input(Tensor grad, Tensor output, int dim, str variant) -> Tensor",
-    lambda grad, output, dim: [tuple(grad.shape)],
-    {
+log_softmax_grad_input = replace(
+    softmax_grad_input,
+    schema="log_softmax_grad_input(Tensor grad, Tensor output, int dim, str variant) -> Tensor",
+    gradients={
         "grad": lambda g, output, dim, **_: g - (g * output.exp()).sum(dim, True),
         "output": lambda g, grad, output, dim, **_: -g * output.exp() * grad.sum(dim, True),
     },
-    saves="grad output",
-    batched="grad output",
-    kernel_shape=along_dim,
 )
 
 TARGETS = ("target", "weight", "ignore_index", "label_smoothing")
