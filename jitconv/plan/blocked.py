@@ -9,6 +9,7 @@ from jitconv import shapes
 from jitconv.plan import buffers, nodes
 from jitconv.plan.canonical import shape
 from jitconv.plan.kernels import (
+    Binder,
     KernelCall,
     activated,
     bias_of,
@@ -154,7 +155,7 @@ def _whole_blocks(values: Any) -> Any:
     return np.pad(values, (0, -values.size % lanes_of(values.dtype)))
 
 
-BLOCKED_BINDERS = {
+BLOCKED_BINDERS: dict[Any, Binder] = {
     nodes.conv2d: conv2d,
     nodes.max_pool2d: max_pool2d,
     nodes.avg_pool2d: avg_pool2d,

@@ -238,17 +238,7 @@ def _is_small(*arrays: Array) -> bool:
 
 
 Binder = Callable[[Any, Node], list[KernelCall] | None]
-
-
-def _only_blocked(low: Any, node: Node) -> None:
-    return None
-
-
 BINDERS: dict[Any, Binder] = {
-    nodes.avg_pool2d: _only_blocked,
-    nodes.adaptive_avg_pool2d: _only_blocked,
-    nodes.affine: _only_blocked,
-    nodes.scale: _only_blocked,
     nodes.conv2d: conv2d,
     nodes.conv2d_max_pool2d: conv2d_max_pool2d,
     nodes.max_pool2d: max_pool2d,

@@ -209,8 +209,8 @@ class Lowering:
         """The kernels for a node; None where there is none, or it takes what kernels do not."""
         if self.variant.whole:
             return None
-        own_binder = str(node.target).startswith("jitconv.") and own_op
-        binder = BINDERS.get(node.target) or (own_binder or None)
+        binders = blocked.BLOCKED_BINDERS if node in self.blocked else BINDERS
+        binder = binders.get(node.target, own_op if str(node.target).startswith("jitconv.") else None)
         if binder is None:
             return None
         inputs = [value(n) for n in node.all_input_nodes]
@@ -222,14 +222,9 @@ class Lowering:
         results = results if isinstance(results, (tuple, list)) else [results]
         if any(0 in v.shape for v in (*inputs, *results)):
             return None  # torch knows what becomes of nothing
-        if node in self.blocked:
-            return blocked.BLOCKED_BINDERS[node.target](self, node)
-        if self.blocked_input(node) and node.target is nodes.conv2d and layout.convolves(node):
-            return blocked.conv2d(self, node)
+        if node.target is nodes.conv2d and node.args[0] in self.blocked and layout.convolves(node):
+            binder = blocked.conv2d
         return binder(self, node)
-
-    def blocked_input(self, node: Node) -> bool:
-        return node.all_input_nodes[0] in self.blocked
 
     # ---- the whole ----
 
@@ -318,7 +313,7 @@ def _offsets_in_concats(graph: fx.Graph, roots: dict[Node, int], blocked: set[No
             continue  # torch computes it, in memory of its own
         offset = 0
         for part in parts:
-            kernel = part.op == "call_function" and part.target in BINDERS and part not in offsets
+            kernel = (part in blocked or part.target in BINDERS) and part not in offsets
             alike = (part in blocked) == (node in blocked)
             there = together or (part in blocked and _lies_apart(part))
             if kernel and alike and there and part not in roots and parts.count(part) == 1:
