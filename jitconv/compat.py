@@ -1,8 +1,8 @@
 """Every name of torch and Numba that is not part of their documented interface, and why jitconv stands on it.
 
-Tested with torch 2.13 and Numba 0.68, and in part with torch 2.8 and Numba 0.65 and with torch 2.15; pyproject.toml
-bounds both. No other module imports such a name or reaches for one as an attribute (tests/test_compat.py), so
-this is the file to look at when either of them moves.
+Tested with torch 2.13 and Numba 0.68, with torch 2.8 and Numba 0.65, and with torch 2.15; pyproject.toml bounds both.
+No other module imports such a name or reaches for one as an attribute (tests/test_compat.py), so this is the file to
+look at when either of them moves.
 """
 
 import copy
