@@ -1,5 +1,6 @@
 """How a row is measured: compile, compare with torch, time and watch the machine, compare again."""
 
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import torch
 from benchmarks.rows import ALL_CORES, Row
 from jitconv import functional
 from jitconv.cases import Case
-from jitconv.verify import Expected, differentiable, results
+from jitconv.verify import Expected, differentiable, results, tensors
 
 try:
     from threadpoolctl import threadpool_limits
@@ -25,9 +26,11 @@ try:
 except ImportError:
     psutil = None
 
+COMPILES = "BENCHMARK_COMPILES" in os.environ  # a process that nothing is timed in: it leaves what it compiled on disk
 ROUNDS = 5  # of a pass
 SLOWEST = 2.0  # seconds: what takes longer is timed once
 SECONDS = 0.05  # what the rounds of a fast row take together: it is called several times a round
+FAST = 0.1  # seconds: in what takes longer, what a first call does besides is little
 
 
 @contextmanager
@@ -50,20 +53,32 @@ def measure(benchmark: Any, row: Row, call: Callable[[], Any], check: Callable[[
     benchmark.group = row.group
     benchmark.extra_info.update(row.info())
     with threads(row.threads):
-        if not row.interpreted:
-            call()  # compiles
+        if COMPILES:
+            call()
+            return
         error = _checked(check)
-        start = time.perf_counter()
-        call()
-        once = time.perf_counter() - start
+        rounds, iterations = (1, 1) if row.variant == "interpreted" else _rounds(call, check is not None)
         with watched(benchmark.extra_info):
-            if once > SLOWEST:
-                benchmark.pedantic(call, rounds=1, iterations=1)
-            else:
-                rounds = ROUNDS if once * ROUNDS < 1 else 3
-                benchmark.pedantic(call, rounds=rounds, iterations=max(1, int(SECONDS / rounds / max(once, 1e-7))))
+            benchmark.pedantic(call, rounds=rounds, iterations=iterations)
         error = max(error, _checked(check))
     benchmark.extra_info["bound_used"] = error
+
+
+def _rounds(call: Callable[[], Any], compiled: bool) -> tuple[int, int]:
+    """Return how many rounds are timed, and how many calls in each; the check before may have compiled all."""
+    once = _seconds(call)
+    if once < FAST or not compiled:
+        once = _seconds(call)
+    if once > SLOWEST:
+        return 1, 1
+    rounds = ROUNDS if once * ROUNDS < 1 else 3
+    return rounds, max(1, int(SECONDS / rounds / max(once, 1e-7)))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 @contextmanager
@@ -105,27 +120,27 @@ def measure_layer(benchmark: Any, row: Row) -> None:
     torch is called through its own functions, the others through jitconv's.
     """
     assert row.case is not None
-    expected = _expected(row.case)
+    expected = None if COMPILES else _expected(row.case)
+    inputs = expected.inputs if expected else tensors(row.case)
     layer = partial(getattr(functional, row.case.layer), variant=row.variant)
-    check: Callable[[], float] | None = partial(worst, expected, layer, row.variant)
-    if row.quantity == "forward":
-        check = partial(_forward_only, expected, layer, row.variant)
+    check: Callable[[], float] | None = None
     if row.variant == "torch":  # the oracle itself
         layer = partial(getattr(torch.nn.functional, row.case.layer, None) or getattr(torch, row.case.layer))
-        check = None
-    call = partial(layer, **expected.inputs, **row.case.arguments)
+    elif expected is not None:
+        check = partial(_forward_only if row.quantity == "forward" else worst, expected, layer, row.variant)
+    call = partial(layer, **inputs, **row.case.arguments)
     if row.quantity == "forward":
         with torch.no_grad():
             measure(benchmark, row, call, check)
         return
-    leaves = differentiable(row.case, expected.inputs)
+    leaves = differentiable(row.case, inputs)
     if row.quantity == "call":
         measure(benchmark, row, partial(call, **leaves), check)
         return
     if row.quantity == "weight gradient":
         leaves = {"weight": leaves["weight"]}
     out = call(**leaves)
-    grad = expected.grad.to(out.dtype)
+    grad = expected.grad.to(out.dtype) if expected else torch.ones_like(out)
     measure(benchmark, row, partial(torch.autograd.grad, out, list(leaves.values()), grad, retain_graph=True), check)
 
 
@@ -143,9 +158,12 @@ def worst(expected: Expected, layer: Callable[..., Any], variant: str) -> float:
     """Return the largest share of its bound that a result of the layer, or a gradient, uses; bounds are a variant's."""
     with torch.enable_grad():
         found = results(layer, expected.case, expected.inputs, expected.grad)
-    return max(check.bound_used for check in expected.compare(variant, found))
+    return _most_used(expected, variant, found)
 
 
 def _forward_only(expected: Expected, layer: Callable[..., Any], variant: str) -> float:
-    found = {"forward": layer(**expected.inputs, **expected.case.arguments)}
-    return max(check.bound_used for check in expected.compare(variant, found))
+    return _most_used(expected, variant, {"forward": layer(**expected.inputs, **expected.case.arguments)})
+
+
+def _most_used(expected: Expected, variant: str, found: dict[str, torch.Tensor]) -> float:
+    return max(expected.bound_used(variant, quantity, value) for quantity, value in found.items())

@@ -38,7 +38,12 @@ TRAININGS = {  # by name, the options of `jitconv train`
     "jit-parallel": "--variant jit-parallel --epochs 1",
     "interpreted": "--variant interpreted --epochs 1 --limit 1",
 }
-_PYTEST = (sys.executable, "-m", "pytest", "benchmarks", "-v", "-p", "no:cacheprovider", "--no-header")
+_PYTEST = (
+    *(sys.executable, "-m", "pytest", "benchmarks", "-v", "-p", "no:cacheprovider", "--no-header"),
+    *("-p", "no:hypothesispytest"),  # a second of each process's start
+)
+NOT_COMPILED = ("interpreted", "vector", "torch", "again")  # words in the names of rows that compile nothing new
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}  # side by side, threads that spin take what the other process computes with
 LINE_EVERY = 15  # seconds, where there is no terminal
 INTERRUPTED = 130
 FINISHED = re.compile(r" (PASSED|FAILED|ERROR|SKIPPED)")
@@ -81,8 +86,14 @@ class Study:
         command = [python, "-m", "jitconv", "verify", "--json", str(verify)]
         if self.suite == "quick" and not self.peers:
             command.append("--sample")
-        yield Step("verifying", command, self.folder / "verify.txt", 60, verify.exists, timed=False)
+        yield Step("verifying", command, self.folder / "verify.txt", 100, verify.exists, PASSIVE, timed=False)
         yield from self._compiling()
+        kept = results / "instructions.json"
+        command = [python, "-m", "benchmarks.instructions", "--json", str(kept)]
+        yield Step(
+            "innermost loops", command, self.folder / "instructions.txt", 20, kept.exists, PASSIVE,
+            timed=False, may_fail=True,
+        )  # fmt: skip
         yield from self._measuring()
         for run, options in TRAININGS.items():
             out, kept = self.folder / f"train-{run}", results / f"train-{run}.json"
@@ -95,22 +106,23 @@ class Study:
                     shutil.copy(out / "result.json", kept)
                 return kept.exists()
 
-            yield Step(f"training {run}", command, self.folder / f"{kept.stem}.txt", 30, finished)
-        kept = results / "instructions.json"
-        command = [python, "-m", "benchmarks.instructions", "--json", str(kept)]
-        yield Step("innermost loops", command, self.folder / "instructions.txt", 15, kept.exists, may_fail=True)
+            yield Step(f"training {run}", command, self.folder / f"{kept.stem}.txt", 60, finished)
 
     def _compiling(self) -> Iterator[Step]:
         """Compile what the first pass will run; jitconv's kernels are the same for any number of cores."""
-        from benchmarks.rows import LANES
+        from benchmarks.rows import ENGINES, LANES
 
-        some = "not interpreted and not test_first_step" + f" and ({self.only})" * bool(self.only)
-        for engine, threads in [("jitconv", 1), *(("torch.compile", threads) for threads in LANES)]:
+        ours, torchs = ENGINES[:2]
+        compiled = f"not test_first_step and not test_machine and not ({' or '.join(NOT_COMPILED)})"
+        for engine, threads in [(torchs, 1), (ours, 1), *((torchs, threads) for threads in LANES if threads > 1)]:
             log = self.folder / f"compiling-{engine}-{threads}.txt"
-            command = [*_PYTEST, "--suite", self.suite, "--engine", engine, "--threads", str(threads), "-k", some]
+            command = [*_PYTEST, "--suite", self.suite, "--engine", engine, "--threads", str(threads)]
+            which = [compiled] * (engine == ours) + [f"({self.only})"] * bool(self.only)
+            command += ["--benchmark-disable", *(["-k", " and ".join(which)] if which else [])]
+            environment = self._environment(threads) | PASSIVE | {"BENCHMARK_COMPILES": "1"}
             yield Step(
-                f"compiling {engine}", [*command, "--benchmark-disable"], log, 60, log.with_suffix(".done").exists,
-                self._environment(threads), timed=False, may_fail=True,
+                f"compiling {engine}", command, log, 130, log.with_suffix(".done").exists, environment,
+                timed=False, may_fail=True,
             )  # fmt: skip
 
     def _measuring(self) -> Iterator[Step]:

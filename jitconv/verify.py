@@ -20,6 +20,7 @@ from jitconv.model import SimpleConvNet
 
 MULTILINEAR = ("conv2d", "linear")
 BOUND = {torch.float32: 4.0, torch.float64: 8.0}  # in units of eps; in float64 the oracle itself rounds as much
+BLOCK = 1 << 16  # elements compared at a time, which a cache holds
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -76,7 +77,7 @@ class Expected:
 
     def __init__(self, case: Case, dtype: str = "float32", seed: int = 0, device: str = "cpu") -> None:
         self.case, self.dtype, self.bound = case, dtype, BOUND[getattr(torch, dtype)]
-        self.inputs = {name: _tensor(value).to(device) for name, value in case.inputs(dtype, seed).items()}
+        self.inputs = tensors(case, dtype, seed, device)
         wide = {name: value.double() if value.is_floating_point() else value for name, value in self.inputs.items()}
         layer = variants.get("torch").ops[case.layer]
         self.grad = _grad_like(layer(**wide, **case.arguments), case, seed)
@@ -101,8 +102,18 @@ class Expected:
             max_error=_largest(ours, reference),
             error=_largest(ours, oracle),
             torch_error=_largest(reference, oracle),
-            bound_used=_bound_used(self.case, ours, reference, oracle, self._allowed(variant, quantity)),
+            bound_used=self.bound_used(variant, quantity, ours),
         )
+
+    def bound_used(self, variant: str, quantity: str, ours: torch.Tensor) -> float:
+        """Return the largest share of the allowed error that an element of this result uses; inf if it is no number."""
+        reference = self.reference[quantity]
+        if ours.shape != reference.shape or ours.dtype != reference.dtype:
+            return np.inf
+        if self.case.layer in variants.EXACT_OPS:
+            return 0.0 if _same_bits(ours, reference) else np.inf
+        compared = ours, self.oracle[quantity], self._allowed(variant, quantity)
+        return max(map(_bound_used, *(tensor.flatten().split(BLOCK) for tensor in compared)))
 
     def _allowed(self, variant: str, quantity: str) -> torch.Tensor:
         """How wrong each element may be, in units of eps."""
@@ -177,6 +188,11 @@ def results(layer: Callable[..., Any], case: Case, inputs: Tensors, grad: torch.
     return {name: value.detach() for name, value in named.items()}
 
 
+def tensors(case: Case, dtype: str = "float32", seed: int = 0, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Return a case's array arguments, at random."""
+    return {name: _tensor(value).to(device) for name, value in case.inputs(dtype, seed).items()}
+
+
 def differentiable(case: Case, inputs: Tensors) -> dict[str, torch.Tensor]:
     """Return the arguments that have a gradient, as leaves of a new graph."""
     return {
@@ -189,7 +205,9 @@ def differentiable(case: Case, inputs: Tensors) -> dict[str, torch.Tensor]:
 def _magnitudes(
     layer: Callable[..., Any], case: Case, wide: Tensors, grad: torch.Tensor, oracle: Tensors
 ) -> dict[str, torch.Tensor]:
-    """For every element of every result: the size of what is added up to make it."""
+    """For every element of every result: the size of what is added up to make it; of none where no bound is used."""
+    if case.layer in variants.EXACT_OPS:
+        return {}
     if case.layer in MULTILINEAR:
         return results(layer, case, {name: value.abs() for name, value in wide.items()}, grad.abs())
     span = 1 + _finite_max(wide["input"])  # exp(x) of a rounded x is wrong by |x|·eps/2 already
@@ -199,19 +217,14 @@ def _magnitudes(
     }
 
 
-def _bound_used(
-    case: Case, ours: torch.Tensor, reference: torch.Tensor, oracle: torch.Tensor, allowed: torch.Tensor
-) -> float:
-    if ours.shape != reference.shape or ours.dtype != reference.dtype:
-        return np.inf
-    if case.layer in variants.EXACT_OPS:
-        return 0.0 if _same_bits(ours, reference) else np.inf
+def _bound_used(ours: torch.Tensor, oracle: torch.Tensor, allowed: torch.Tensor) -> float:
     finite = oracle.isfinite()
-    if not torch.equal(_kinds(ours)[~finite], _kinds(oracle)[~finite]):
-        return np.inf
-    error = (ours.double() - oracle).abs()[finite]
-    allowed = (torch.finfo(ours.dtype).eps * allowed)[finite]
-    share = torch.where(error == 0, 0.0, error / allowed)
+    if not finite.all():
+        if not torch.equal(_kinds(ours)[~finite], _kinds(oracle)[~finite]):
+            return np.inf
+        ours, oracle, allowed = ours[finite], oracle[finite], allowed[finite]
+    error = (ours.double() - oracle).abs()
+    share = torch.where(error == 0, 0.0, error / (torch.finfo(ours.dtype).eps * allowed))
     return float(share.nan_to_num(nan=np.inf).max()) if share.numel() else 0.0
 
 
