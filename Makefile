@@ -12,15 +12,15 @@ QUICK := arguments cli compat data instructions intervals machine
 
 # Verifies, measures, trains and writes the page. Ctrl-C keeps what is done, and the same command goes on from there.
 # PEERS=1 installs ONNX Runtime, OpenVINO and JAX into .venv, and measures them too.
-study: .venv/ready
+study: .venv/study
 ifdef PEERS
 	@echo "installing the other engines into .venv: onnx, onnxruntime, openvino, jax"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS),peers]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[study,peers]'
 endif
 	$(BIN)/python -m benchmarks.study --suite $(SUITE) --results $(RESULTS) --page $(PAGE) $(if $(PEERS),--peers)
 
 # The whole of MNIST with five seeds, which takes an hour or more: DATA is a folder of its IDX files.
-training: .venv/ready
+training: .venv/study
 	$(BIN)/python -m benchmarks.training $(RESULTS) --data-dir $(DATA)
 	$(BIN)/jitconv report $(RESULTS) -o $(PAGE)
 
@@ -56,11 +56,13 @@ gpu:
 	  || test -s $(GPU_RESULTS)/gpu.json
 	$(PYTHON) -m benchmarks.train_on_gpu $(GPU_RESULTS)
 
-.venv/ready: pyproject.toml constraints.txt
+# What the study needs takes half as long to install as what tests need, which they add.
+.venv/study: EXTRAS = study
+.venv/study .venv/ready: pyproject.toml constraints.txt
 	@echo "installing into .venv, which takes some minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	touch $@
+	touch .venv/study $@
 
 clean:
 	rm -rf .venv build *.egg-info runs

@@ -40,7 +40,7 @@ TRAININGS = {  # by name, the options of `jitconv train`
 }
 _PYTEST = (
     *(sys.executable, "-m", "pytest", "benchmarks", "-v", "-p", "no:cacheprovider", "--no-header"),
-    *("-p", "no:hypothesispytest"),  # a second of each process's start
+    *("-p", "no:hypothesispytest", "--assert=plain"),  # two seconds of each process's start
 )
 NOT_COMPILED = ("interpreted", "vector", "torch", "again")  # words in the names of rows that compile nothing new
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}  # side by side, threads that spin take what the other process computes with
