@@ -193,8 +193,8 @@ class Convolution:
             low=float(self.epilogue.bounds[0]), high=float(self.epilogue.bounds[1]),
         )  # fmt: skip
         table = tables(rows, columns, pixels, how, blocks, (W_out * lanes, lanes))
-        near = columns.step == columns.spacing == 1 and self.layout_in == "blocked"
-        shape = TileShape(pixels, vectors, self.depthwise, *((lanes, lanes) if near else (None, None)))
+        near = columns.spacing == 1 and (columns.step == 1 or self.planar)  # few distances: each is compiled anew
+        shape = TileShape(pixels, vectors, self.depthwise, *((columns.step * pixel, lanes) if near else (None, None)))
         biases = _biases(weights)
         out = first * lanes * H_out * W_out
         self.parts.append(

@@ -27,7 +27,6 @@ from jitconv.variants.tiled.microkernel import (
     fma_some_pixels,
     load_add_pixels,
     out_ld_of,
-    prefetch_channels,
     prefetch_line,
     prefetch_pixels,
     store_pixels,
@@ -136,8 +135,6 @@ def _band(shape, arrays, tables, launch, filters, lines, how):
             out = image * launch.out_image + tile * vectors_of(shape) * launch.vector_ld
             if by_band:
                 out = (n * launch.lines - lines[0]) * launch.width * lane
-                plane = image * launch.out_image + tile * vectors_of(shape) * lane * launch.pixels
-                prefetch_channels(shape, arrays.out, plane + tables.tiles[place * TILE + 1] // lane, launch.pixels)
             at = image * launch.x_image, filters * blocks * launch.block, out, filters * vectors_of(shape) * lane
             tile_of(shape, arrays, tables, launch, place, at, (chunk, blocks, with_residual))
     if by_band:

@@ -15,7 +15,6 @@ Row r of a tile is pixel r, and its registers are that pixel's output channels:
     tile = load_add_pixels(tile, c, i, ld, vector_ld, n)    tile[r, v] += c[i + r·ld + v·vector_ld …] for r < n
     store_pixels(tile, c, i, ld, vector_ld, n)              c[i + r·ld + v·vector_ld …] = tile[r, v] for r < n
     prefetch_pixels(tile, c, i, ld, vector_ld)              bring what `store_pixels` will write into the cache
-    prefetch_channels(shape, c, i, ld)                      the same for c[i + o·ld], o each of the output channels
     tile = clamp(tile, low, high)                           min(max(tile, low), high); NaN stays NaN
     prefetch_line(array, i)                                 bring array[i], to be read, into the second-level cache
 
@@ -285,21 +284,6 @@ def prefetch_pixels(typing, tile, c, i, ld, vector_ld):
         return context.get_dummy_value()
 
     return types.void(tile, c, *(types.intp,) * 3), code
-
-
-@intrinsic
-def prefetch_channels(typing, shape, c, i, ld):
-    tile = Tile(c.dtype, shape.pixels, shape.vectors)
-
-    def code(context, builder, signature, args):
-        emit = _Pixels(context, builder, tile)
-        address = emit.at(c, *args[1:3])
-        for _ in range(tile.vectors * tile.lanes):
-            _prefetch(emit, address, TO_WRITE, FIRST_LEVEL)
-            address = builder.gep(address, [args[3]])
-        return context.get_dummy_value()
-
-    return types.void(shape, c, *(types.intp,) * 2), code
 
 
 @intrinsic
