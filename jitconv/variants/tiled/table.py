@@ -67,13 +67,15 @@ class Blocked:
         self.convolution(x, packed, bias, None, args[-1])
 
 
-def is_narrow(filters: int, inputs: int, groups: int, stride: tuple[int, int], width: int, dtype: Any) -> bool:
+def is_narrow(
+    filters: int, inputs: int, groups: int, area: int, stride: tuple[int, int], width: int, dtype: Any
+) -> bool:
     """Whether sums over so few channels, or so few filters of an image this wide, cost less on copies of the image."""
     if (filters == inputs == 1 and groups > 1) or stride not in ((1, 1), (2, 2)):
         return False
-    if stride == (2, 2):
-        return inputs <= COLOURS
     lanes = lanes_of(dtype)
+    if stride == (2, 2):
+        return inputs <= COLOURS and inputs * area < 2 * lanes  # of a longer sum each copied pixel is read too often
     return inputs < lanes or (filters <= lanes and inputs <= (4 * lanes if width >= lanes else lanes))
 
 
@@ -83,7 +85,7 @@ def choose_conv2d(relu: bool, arrays: Any, constants: Any) -> Callable[..., Any]
     (stride, padding, dilation), area = constants, math.prod(weight_shape[2:])
     filters, inputs = weight_shape[0] // groups, weight_shape[1]
     product = area == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and inputs <= FEW_INPUTS
-    shifted = product or is_narrow(filters, inputs, groups, stride, arrays[-1][0][3], dtype)
+    shifted = product or is_narrow(filters, inputs, groups, area, stride, arrays[-1][0][3], dtype)
     if not shifted and fills_lanes(filters, inputs, groups, area, dtype):
         how = Epilogue("relu" if relu else None)
         return Blocked(
