@@ -17,7 +17,7 @@ from jitconv.variants.workers import ALONE
 ACTIVATIONS: dict[Any, Any] = {
     None: lambda z: z,
     "relu": T.relu,
-    "relu6": T.relu6,
+    (0.0, 6.0): T.relu6,
     (-0.5, 2.0): lambda z: z.clamp(-0.5, 2.0),
     "hardswish": T.hardswish,
     "silu": T.silu,

@@ -43,7 +43,7 @@ FEW_CHANNELS = 4  # of (N, C, H, W): with so few, the tables say where each term
 class Epilogue(NamedTuple):
     """What follows the sum: + residual if there is one, and then the activation.
 
-    activation: None, "relu", "relu6", a pair of bounds, or one of SMOOTH. by_line: whether tiles must end with lines.
+    activation: None, "relu", a pair of bounds, or one of SMOOTH. by_line: whether tiles must end with lines.
     """
 
     activation: Any = None
@@ -54,7 +54,7 @@ class Epilogue(NamedTuple):
     def bounds(self) -> tuple[float, float]:
         if isinstance(self.activation, tuple):
             return self.activation
-        return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}.get(self.activation, (-math.inf, math.inf))
+        return (0.0 if self.activation == "relu" else -math.inf, math.inf)
 
 
 class Sizes(NamedTuple):
@@ -305,9 +305,8 @@ def bind(
 
 
 def bind_grad_input(
-    grad_shape: Shape, weight_shape: Shape, dtype: Any, geometry: tuple[Pair, Pair, Pair], x_shape: Shape,
-    layout_in: str = "nchw", layout_out: str = "nchw",
-) -> Convolution:  # fmt: skip
+    grad_shape: Shape, weight_shape: Shape, dtype: Any, geometry: tuple[Pair, Pair, Pair], x_shape: Shape
+) -> Convolution:
     """The gradient for the input: ∂z convolved with the filters turned about, for each phase of the stride.
 
     geometry: stride, padding, dilation.
@@ -316,7 +315,7 @@ def bind_grad_input(
     (N, C, H, W), (O, inputs, K_h, K_w) = x_shape, weight_shape
     groups, area = C // inputs, K_h * K_w
     sizes = Sizes(N, groups, O // groups, inputs, (grad_shape[2], grad_shape[3]), (H, W))
-    kernel = Convolution(sizes, dtype, (layout_in, layout_out), Epilogue())
+    kernel = Convolution(sizes, dtype, ("nchw", "nchw"), Epilogue())
     for rows in polyphase(H, grad_shape[2], K_h, stride[0], padding[0], dilation[0]):
         for columns in polyphase(W, grad_shape[3], K_w, stride[1], padding[1], dilation[1]):
             taps = tuple(i * K_w + j for i in rows.taps for j in columns.taps)

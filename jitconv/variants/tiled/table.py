@@ -9,8 +9,10 @@
 
 "Many" fill most lanes of the registers. The channels that a product puts into the lanes are the filters, and for the
 gradient for the input the image's channels. Where the sum is over less than a register of channels pixels are in the
-lanes too: there are few channels to copy, and a blocked tile would add up too few terms. So are they where one register
-holds all filters and lines are long: such a blocked tile is one vector wide, and loads as often as it multiplies.
+lanes too: there are few channels to copy, and a blocked tile would add up too few terms. With stride 2 that holds for
+short sums only: of a long one, as of 7×7 taps, blocked tiles read the image as it lies, each core its own lines. Pixels
+are in the lanes also where one register holds all filters and lines are long: such a blocked tile is one vector wide,
+and loads as often as it multiplies.
 """
 
 import math
@@ -75,7 +77,7 @@ def is_narrow(
         return False
     lanes = lanes_of(dtype)
     if stride == (2, 2):
-        return inputs <= COLOURS and inputs * area < 2 * lanes  # of a longer sum each copied pixel is read too often
+        return inputs <= COLOURS and inputs * area < 2 * lanes
     return inputs < lanes or (filters <= lanes and inputs <= (4 * lanes if width >= lanes else lanes))
 
 
