@@ -19,7 +19,7 @@ NAMES = {
     "a Function that computes nothing": "an empty autograd Function",
 }
 INK, SOFT, LINE, ACCENT, BAR, PAPER = (f"var(--{name})" for name in ("ink", "soft", "line", "accent", "bar", "paper"))
-OF_RUNGS = ("jit", "jit-static", "jit-tiled", "jit-winograd", "jitconv plan", "vector")  # have a colour, see style.css
+OF_RUNGS = ("jit", "jit-parallel", "jit-static", "jit-tiled", "jit-winograd", "jitconv plan", "vector")  # in style.css
 QUANTITIES = ("forward", "backward", "weight gradient", "step")
 DATA_SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "mnist-10k": "MNIST's bundled 10,000"}
 
