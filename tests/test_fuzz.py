@@ -24,6 +24,24 @@ FOUND = [  # wrong once
         "arguments": {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}, "variant": "jit-tiled",
         "dtype": "float64", "threads": 1, "seed": 0, "fill": "huge", "fill all": True, "layout": "contiguous",
     },
+    {  # the loss of a class whose logit is -inf was NaN with label smoothing, and is infinite
+        "layer": "cross_entropy", "shapes": {"input": [1, 4]},
+        "arguments": {"reduction": "none", "label_smoothing": 0.1, "ignore_index": -100}, "weighted": False,
+        "variant": "jit", "dtype": "float32", "threads": 1, "seed": 0, "fill": "infinities", "fill all": False,
+        "layout": "contiguous",
+    },
+    {  # losses were added up one after the other: 11 eps of the sum of 144, 1,461 of that of 50,176
+        "layer": "cross_entropy", "shapes": {"input": [2, 5, 8, 9]},
+        "arguments": {"reduction": "sum", "label_smoothing": 0.0, "ignore_index": -1}, "weighted": False,
+        "variant": "jit-tiled", "dtype": "float64", "threads": 1, "seed": 0, "fill": "zeros", "fill all": False,
+        "layout": "contiguous",
+    },
+    {  # and their weights
+        "layer": "cross_entropy", "shapes": {"input": [8, 6, 5, 9]},
+        "arguments": {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": 1}, "weighted": True,
+        "variant": "jit-tiled", "dtype": "float64", "threads": 1, "seed": 0, "fill": "positive", "fill all": False,
+        "layout": "contiguous",
+    },
 ]  # fmt: skip
 
 

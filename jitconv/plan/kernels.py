@@ -17,7 +17,7 @@ from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
 from jitconv.variants.tiled import blocked, gemv, windows
 
-TORCH_CHANNELS = 16  # of a convolution: with so many, a training step has torch compute it
+TORCH_CHANNELS, TORCH_PIXELS = 16, 64  # many channels, few pixels
 
 
 @dataclass
@@ -33,26 +33,14 @@ class KernelCall:
 
 
 def bind(low: Any, op: str, args: list[Any], flops: int = 0) -> KernelCall:
-    """The call of the variant's kernel for these shapes, with weights packed if it asks for that."""
+    """The call of the variant's kernel for these shapes, with the model's weights packed if it asks for that."""
     kernel = low.variant.ops[op]
     arrays = [(a.shape, a.dtype) for a in args if isinstance(a, (Array, np.ndarray))]
     if hasattr(kernel, "bind"):
         kernel = kernel.bind(tuple(arrays), tuple(a for a in args if not isinstance(a, (Array, np.ndarray))))
-    packs = getattr(kernel, "packs", {})
-    of_weights = {i: pack for i, pack in packs.items() if args[i].buffer.kind == "weight"}
-    args = [low.packed(a.buffer.key, of_weights[i]) if i in of_weights else a for i, a in enumerate(args)]
-    if len(of_weights) < len(packs):
-        kernel = _packing({i: pack for i, pack in packs.items() if i not in of_weights}, kernel)
+    packs = {i: pack for i, pack in getattr(kernel, "packs", {}).items() if args[i].buffer.kind == "weight"}
+    args = [low.packed(a.buffer.key, packs[i]) if i in packs else a for i, a in enumerate(args)]
     return KernelCall(op, kernel, args, flops, sum(math.prod(shape) for shape, _ in arrays) <= SMALL)
-
-
-def _packing(packs: dict[int, Callable[[Any], Any]], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel, packing at each call what is not a weight, or is another one each time."""
-
-    def run(*args: Any) -> None:
-        kernel(*(packs[i](arg) if i in packs else arg for i, arg in enumerate(args)))
-
-    return run
 
 
 def geometry(node: Node, weight: Node, convolution: tuple[Any, ...]) -> shapes.Conv2d:
@@ -86,10 +74,18 @@ def multiply_adds(out: Array, weight: Node) -> int:
     return 2 * pixels * filters * int(np.prod(taps))
 
 
+def is_torchs(channels: int, out: tuple[int, ...]) -> bool:
+    """Whether a convolution of a training step, (N, C, H, W) of many channels and few pixels, stays torch's.
+
+    Its weights change at each step, and packing them anew costs more than it gains.
+    """
+    return channels >= TORCH_CHANNELS and math.prod(out) // out[-3] <= TORCH_PIXELS
+
+
 def conv2d(low: Any, node: Node) -> list[KernelCall] | None:
     x, weight, bias, convolution, residual, activation = [*node.args, None, None][:6]
-    if low.training and shape(weight)[1] >= TORCH_CHANNELS:
-        return None  # torch's, whose weights need not be packed after each step
+    if low.training and is_torchs(shape(weight)[1], shape(node)):
+        return None
     variant, out = low.variant, low.out(node)
     image, target = images(low.array(x)), images(out)
     args = [image, low.array(weight), bias_of(low, bias, weight), *geometry(x, weight, convolution)[:3], target]

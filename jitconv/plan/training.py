@@ -1,9 +1,10 @@
 """Dynamo's graph before AOTAutograd splits it: layers become jitconv's operators, so that what is fused has gradients.
 
 A fused forward keeps less for its backward: the pooled convolution its indices instead of its whole result, linear with
-relu its result alone. Convolutions of many channels stay torch's, whose gradients are faster there.
+relu its result alone. A convolution of many channels and few pixels stays torch's (kernels.py).
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from jitconv import ops, shapes, variants
-from jitconv.plan.kernels import TORCH_CHANNELS
+from jitconv.plan.kernels import TORCH_CHANNELS, is_torchs
 
 CONV2D_FUNCTIONS = (F.conv2d, torch.conv2d)
 LINEAR_FUNCTIONS = (F.linear,)
@@ -26,7 +27,7 @@ def fuse(graph: fx.GraphModule) -> int:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not node.args:
             continue
-        if node.target in CONV2D_FUNCTIONS and _few_channels(node):
+        if node.target in CONV2D_FUNCTIONS and _is_ours(node):
             count += _fuse_convolution(node)
         elif node.target in MAX_POOL2D_FUNCTIONS and _pooling(node) is not None:
             count += _replace(node, max_pool2d, node.args[:1], _pooling(node))
@@ -36,14 +37,13 @@ def fuse(graph: fx.GraphModule) -> int:
     return count
 
 
-def _few_channels(node: Any) -> bool:
-    value = _value(node.args[0])
-    return (
-        _of_floats(node.args[0])
-        and value.dim() == 4
-        and isinstance(value.shape[1], int)
-        and value.shape[1] < TORCH_CHANNELS
-    )
+def _is_ours(node: Any) -> bool:
+    x, weight, *_ = node.args
+    if not (_of_floats(x) and _value(x).dim() == 4 and isinstance(weight, fx.Node)):
+        return False
+    sizes = _value(weight).shape[1], *_value(node).shape  # a size that varies counts as large
+    channels, *out = (size if isinstance(size, int) else sys.maxsize for size in sizes)
+    return isinstance(_value(x).shape[1], int) and not is_torchs(channels, tuple(out))
 
 
 def _value(node: Any) -> Any:
@@ -66,8 +66,8 @@ def _next(node: Any, targets: tuple[Any, ...], method: str) -> Any:
 
 
 def _fuse_convolution(node: Any) -> int:
-    relu = _next(node, RELU_FUNCTIONS, "relu")
-    pool = _next(relu or node, MAX_POOL2D_FUNCTIONS, "")
+    relu, few = _next(node, RELU_FUNCTIONS, "relu"), _value(node.args[1]).shape[1] < TORCH_CHANNELS
+    pool = _next(relu or node, MAX_POOL2D_FUNCTIONS, "") if few else None  # one pass pays for few channels only
     if pool is None and relu is not None:
         return _replace(relu, conv2d_relu, node.args, node.kwargs)
     pooling = pool is not None and _side_by_side(pool)
@@ -75,7 +75,7 @@ def _fuse_convolution(node: Any) -> int:
         return _replace(pool, conv2d_relu_max_pool2d, node.args, node.kwargs)
     if pooling:
         return _replace(pool, conv2d_max_pool2d, node.args, node.kwargs)
-    return 0
+    return _replace(node, conv2d, node.args, node.kwargs)
 
 
 def _pooling(pool: Any) -> dict[str, Any] | None:
@@ -118,6 +118,11 @@ def _replace(node: Any, function: Callable[..., Any], args: Any, kwargs: Any) ->
 
 def _best() -> variants.Variant:
     return variants.resolve(None, "cpu")
+
+
+def conv2d(input: Tensor, weight: Tensor, bias: Any = None, *options: Any, **named: Any) -> Tensor:
+    """Arguments as torch.nn.functional.conv2d's."""
+    return ops.conv2d(_best(), input, weight, bias, *shapes.conv2d(input, weight, bias, *options, **named))
 
 
 def conv2d_relu(input: Tensor, weight: Tensor, bias: Any = None, *options: Any, **named: Any) -> Tensor:

@@ -11,6 +11,8 @@ from jitconv.report.words import between, cores, digits, named, percent, times, 
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
 SHORT_CALL = 1e-4  # seconds: losses of shorter calls are folded together
 
+IN_TRAINING = "batch norms, and convolutions of few pixels, stay torch's in training"
+
 
 def causes(results: Results) -> list[tuple[Any, str]]:
     """Return the table of causes: a test of our row and the winner, and a sentence; the first that fits is shown."""
@@ -35,7 +37,7 @@ def causes(results: Results) -> list[tuple[Any, str]]:
         ),
         (
             lambda row, winner: row.group == "models" and "step" in row.quantity,
-            "convolutions of 16 channels and more stay torch's in training",
+            IN_TRAINING,
         ),
         (lambda row, winner: row.threads > 1, "after each kernel the cores wait for the last of them"),
         (lambda row, winner: row.variant == PLAN, "its kernels for some of these shapes are faster"),
@@ -73,7 +75,7 @@ def losses(results: Results) -> dict[str, Any]:
         plan, layers = (next((row for row in rows if row.variant == name), None) for name in (PLAN, OURS))
         if plan and layers and _slower(results, plan, layers) and not (plan.flags or layers.flags):
             wide = plan.group == "models" and "step" in plan.quantity
-            reason = "convolutions of 16 channels and more stay torch's in training" if wide else "not explained yet"
+            reason = IN_TRAINING if wide else "not explained yet"
             plans.append(_line(results, layers, plan, reason))
         best = next((row for row in rivals if not row.flags), None)
         if best is not None and best.seconds < mine.seconds and not mine.flags:

@@ -463,7 +463,7 @@ def cross_entropy_at(log_p, target, weight, smoothing, n, d):
     spread = zero(log_p)
     for c in range(C):
         spread = spread - weight[c] * log_p[n, c, d]
-    return hit + epsilon * (spread / number(log_p, C) - hit)
+    return (number(log_p, 1) - epsilon) * hit + epsilon / number(log_p, C) * spread
 
 
 def loss_at(log_p, target, weight, ignore_index, smoothing, losses, weights, n, d):

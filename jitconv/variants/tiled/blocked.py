@@ -87,8 +87,9 @@ class Packing:
 
     parts: tuple[tuple[Weights, tuple[int, ...]], ...]
 
-    def __call__(self, weight: np.ndarray) -> np.ndarray:
-        packed = layout.aligned(self.size, weight)
+    def __call__(self, weight: np.ndarray, packed: np.ndarray | None = None) -> np.ndarray:
+        if packed is None:
+            packed = layout.aligned(self.size, weight)
         at = 0
         for weights, taps in self.parts:
             size = size_of(weights, taps)

@@ -44,7 +44,8 @@ class Tiled(Kernel):
 class Choice:
     """A kernel that depends on shapes: `choose` returns it for the shapes and dtypes of all arrays and the constants.
 
-    A call with arrays binds itself; whoever calls often binds once, and packs the weights that `packs` names.
+    A call with arrays binds itself; whoever calls often binds once, and packs the weights that `packs` of the kernel
+    names, which else packs them at each call.
     """
 
     def __init__(self, choose: Callable[..., Callable[..., Any]], skips_last: bool = False) -> None:
@@ -53,6 +54,4 @@ class Choice:
 
     def __call__(self, *args: Any) -> None:
         arrays = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, np.ndarray))
-        kernel = self.bind(arrays, tuple(arg for arg in args if not isinstance(arg, np.ndarray)))
-        packs: dict[int, Any] = getattr(kernel, "packs", {})
-        kernel(*(packs[i](arg) if i in packs else arg for i, arg in enumerate(args)))
+        self.bind(arrays, tuple(arg for arg in args if not isinstance(arg, np.ndarray)))(*args)

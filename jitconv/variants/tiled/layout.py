@@ -67,38 +67,46 @@ def pack_weights(start, workers, weights, taps, source, target):
 
 @inner
 def _pack_weights(worker, workers, weights, taps, source, target):
-    depth, width, blocks = weights.depth, weights.width, (weights.inputs + weights.depth - 1) // weights.depth
-    size, rows = taps.size * depth * width, np.zeros(weights.area * depth * width, target.dtype)
-    begin, end = share(weights.groups * weights.tiles * blocks, worker, workers, 1)
-    for index in range(begin, end):
-        tile, block = divmod(index, blocks)
-        group, o = divmod(tile, weights.tiles)
-        o, c = weights.first + o * width, block * depth
-        counts = min(width, weights.outputs - o), min(depth, weights.inputs - c)
-        panel = target[index * size : (index + 1) * size]
-        if counts != (width, depth):
-            panel[:], rows[:] = 0, 0
-        _pack_block(
-            source[group * weights.group + o * weights.output + c * weights.input :], taps, weights, counts, rows, panel
-        )
+    """The worker's part; what follows each other in the weight is read one after the other."""
+    depth, blocks = weights.depth, (weights.inputs + weights.depth - 1) // weights.depth
+    tiles, rows = weights.groups * weights.tiles, np.zeros(weights.area * depth * weights.width, target.dtype)
+    if weights.input == weights.area:  # the weights of an output channel lie together
+        begin, end = share(tiles * blocks, worker, workers, 1)
+        for index in range(begin, end):
+            tile, block = divmod(index, blocks)
+            _pack_inputs(weights, taps, source, tile, block * depth, depth, rows, target)
+    else:  # those of an input channel
+        count = depth if weights.area == 1 else 1
+        begin, end = share(blocks * depth, worker, workers, count)
+        for c in range(begin, end, count):
+            for tile in range(tiles):
+                _pack_inputs(weights, taps, source, tile, c, count, rows, target)
 
 
 @inner
-def _pack_block(source, taps, weights, counts, rows, target):
-    """One block, by way of `rows`: [input channel, place of a tap, output channel]."""
-    (outputs, inputs), area, width = counts, weights.area, weights.width
+def _pack_inputs(weights, taps, source, tile, c, count, rows, target):
+    """Some input channels of a filter tile, by way of `rows`: [input channel, place of a tap, output channel]."""
+    (group, o), area, width = divmod(tile, weights.tiles), weights.area, weights.width
+    o = weights.first + o * width
+    outputs, inputs = min(width, weights.outputs - o), max(min(count, weights.inputs - c), 0)
+    i = group * weights.group + o * weights.output + c * weights.input
+    if (outputs, inputs) != (width, count):
+        rows[:] = 0
     if weights.input == area:
-        transpose_matrix(source, NONE, weights.output, rows, NONE, width, outputs, inputs * area)
-    for c in range(inputs):
-        row = c * area
-        if weights.input != area:
-            row = 0
+        transpose_matrix(source, i, weights.output, rows, NONE, width, outputs, inputs * area)
+    else:
+        for k in range(inputs):
             if area == 1:
-                copy(source, c * weights.input, rows, 0, outputs)
+                copy(source, i + k * weights.input, rows, k * width, outputs)
             else:
-                transpose_matrix(source, c * weights.input, weights.output, rows, NONE, width, outputs, area)
+                transpose_matrix(source, i, weights.output, rows, NONE, width, outputs, area)
+    block, first = divmod(c, weights.depth)
+    blocks = (weights.inputs + weights.depth - 1) // weights.depth
+    panel = (tile * blocks + block) * taps.size * weights.depth * width
+    for k in range(count):
         for tap in range(taps.size):
-            copy(rows, (row + taps[tap]) * width, target, (tap * weights.depth + c) * width, width)
+            at = panel + (tap * weights.depth + first + k) * width
+            copy(rows, (k * area + taps[tap]) * width, target, at, width)
 
 
 def to_blocked(start, workers, x, C, pixels, out):

@@ -211,33 +211,45 @@ def reduced_cross_entropy(start, workers, x, target, weight, ignore_index, smoot
     class or ignored: the loss of another is NaN.
     """
     total, all_classes = weight_of(target, weight, ignore_index)
-    sums, labels = np.zeros(workers), Labels(target, weight, ignore_index, smoothing)
-    _sum_of_losses(start, workers, x, (x, labels, log_p, sums))
-    loss[0] = sums.sum() / (total if mean else 1)
+    losses, labels = np.zeros(target.size), Labels(target, weight, ignore_index, smoothing)
+    _losses(start, workers, x, (x, labels, log_p, losses))
+    loss[0] = sum_in_pairs(losses) / (total if mean else 1)
     return all_classes
+
+
+@exact
+def sum_in_pairs(numbers):
+    """Σ numbers, which it overwrites: halves are added up until one number is left, so log₂(size) roundings meet."""
+    size = numbers.size
+    while size > 1:
+        half = (size + 1) // 2
+        for i in range(size - half):
+            numbers[i] += numbers[half + i]
+        size = half
+    return numbers[:1].sum()
 
 
 @exact
 def weight_of(target, weight, ignore_index):
     """Σ w[y] over the samples that are not ignored; and whether every y is a class or `ignore_index`"""
-    total = 0.0
-    for y in target.flat:
+    weights = np.zeros(target.size)
+    for i, y in enumerate(target.flat):
         if y != ignore_index:
             if y < 0 or y >= weight.shape[0]:
-                return total, False
-            total += weight[y]
-    return total, True
+                return 0.0, False
+            weights[i] = weight[y]
+    return sum_in_pairs(weights), True
 
 
 @shared
 @exact
-def _sum_of_losses(worker, workers, unit, x, labels, log_p, sums):
+def _losses(worker, workers, unit, x, labels, log_p, losses):
     (target, weight, ignore_index, smoothing), D = labels, x.shape[2]
     first, last = _log_softmaxes(worker, workers, unit, x, log_p)
     for sample in range(first, last):
         n, d = divmod(sample, D)
         if target[n, d] != ignore_index:
-            sums[worker] += cross_entropy_at(log_p, target, weight, smoothing, n, d)
+            losses[sample] = cross_entropy_at(log_p, target, weight, smoothing, n, d)
 
 
 @shared

@@ -31,6 +31,7 @@ from jitconv.variants.tiled.blocked import Convolution, Epilogue
 from jitconv.variants.tiled.grad_input import GradInput
 from jitconv.variants.tiled.grad_weight import GradWeight
 from jitconv.variants.tiled.kernel import Choice, Tiled
+from jitconv.variants.tiled.layout import workspace
 from jitconv.variants.tiled.product import ONE
 
 MANY_FILTERS = 192  # from here on, the gradient for the weight copies panels of the images: they are used often enough
@@ -64,7 +65,9 @@ class Blocked:
         self.bias = None if zeros is None else np.zeros(zeros, convolution.dtype)
 
     def __call__(self, x: Any, weight: Any, *args: Any) -> None:
-        packed = weight if weight.ndim == 1 else self.packs[1](weight)
+        packed, pack = weight, self.convolution.pack
+        if weight.ndim > 1:  # fresh memory of some megabytes would cost more than packing
+            packed = pack(weight, workspace("packed weight", pack.size, weight.dtype))
         bias = args[0] if self.bias is None else self.bias
         self.convolution(x, packed, bias, None, args[-1])
 
