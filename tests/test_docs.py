@@ -49,8 +49,8 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "conv2d" in (tmp_path / "reference.html").read_text(encoding="utf-8")
-    examples = {file.name for file in (DOCS.parent / "examples").glob("**/[!r]*.*") if file.suffix in (".py", ".ipynb")}
+    examples = {file.name for file in (DOCS.parent / "examples").glob("**/*.*") if file.suffix in (".py", ".ipynb")}
     copies = {file.name: file for file in (tmp_path / "_downloads").glob("*/*")}
-    assert copies.keys() >= examples
+    assert copies.keys() >= examples - {"rung.py"}  # which times the ladder's scripts
     pages = "".join(page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html"))
     assert all(f'href="{file.relative_to(tmp_path).as_posix()}"' in pages for file in copies.values())

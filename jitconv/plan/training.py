@@ -4,7 +4,6 @@ A fused forward keeps less for its backward: the pooled convolution its indices 
 relu its result alone. A convolution of many channels and few pixels stays torch's (kernels.py).
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,11 +38,10 @@ def fuse(graph: fx.GraphModule) -> int:
 
 def _is_ours(node: Any) -> bool:
     x, weight, *_ = node.args
-    if not (_of_floats(x) and _value(x).dim() == 4 and isinstance(weight, fx.Node)):
+    if not (_of_floats(x) and _value(x).dim() == 4 and isinstance(_value(x).shape[1], int) and _of_floats(weight)):
         return False
-    sizes = _value(weight).shape[1], *_value(node).shape  # a size that varies counts as large
-    channels, *out = (size if isinstance(size, int) else sys.maxsize for size in sizes)
-    return isinstance(_value(x).shape[1], int) and not is_torchs(channels, tuple(out))
+    out = _value(node).shape
+    return any(not isinstance(size, int) for size in out) or not is_torchs(_value(weight).shape[1], out)
 
 
 def _value(node: Any) -> Any:

@@ -10,7 +10,6 @@ from jitconv.report.words import between, cores, digits, named, percent, times, 
 
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
 SHORT_CALL = 1e-4  # seconds: losses of shorter calls are folded together
-
 IN_TRAINING = "batch norms, and convolutions of few pixels, stay torch's in training"
 
 
@@ -35,15 +34,16 @@ def causes(results: Results) -> list[tuple[Any, str]]:
             lambda row, winner: row.variant == OURS and winner != BASELINE,
             "single layers against an engine that fuses the network",
         ),
-        (
-            lambda row, winner: row.group == "models" and "step" in row.quantity,
-            IN_TRAINING,
-        ),
+        (lambda row, winner: _trains_a_model(row), IN_TRAINING),
         (lambda row, winner: row.threads > 1, "after each kernel the cores wait for the last of them"),
         (lambda row, winner: row.variant == PLAN, "its kernels for some of these shapes are faster"),
         (lambda row, winner: winner == BASELINE, "oneDNN's kernel fits this shape better"),
         (lambda row, winner: True, "not explained yet"),
     ]
+
+
+def _trains_a_model(row: Row) -> bool:
+    return row.group == "models" and "step" in row.quantity
 
 
 def _shares(results: Results, theirs: Row, ours: Row) -> str:
@@ -74,8 +74,7 @@ def losses(results: Results) -> dict[str, Any]:
             continue
         plan, layers = (next((row for row in rows if row.variant == name), None) for name in (PLAN, OURS))
         if plan and layers and _slower(results, plan, layers) and not (plan.flags or layers.flags):
-            wide = plan.group == "models" and "step" in plan.quantity
-            reason = IN_TRAINING if wide else "not explained yet"
+            reason = IN_TRAINING if _trains_a_model(plan) else "not explained yet"
             plans.append(_line(results, layers, plan, reason))
         best = next((row for row in rivals if not row.flags), None)
         if best is not None and best.seconds < mine.seconds and not mine.flags:

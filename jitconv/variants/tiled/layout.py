@@ -96,10 +96,11 @@ def _pack_inputs(weights, taps, source, tile, c, count, rows, target):
         transpose_matrix(source, i, weights.output, rows, NONE, width, outputs, inputs * area)
     else:
         for k in range(inputs):
+            a, b = i + k * weights.input, k * area * width
             if area == 1:
-                copy(source, i + k * weights.input, rows, k * width, outputs)
+                copy(source, a, rows, b, outputs)
             else:
-                transpose_matrix(source, i, weights.output, rows, NONE, width, outputs, area)
+                transpose_matrix(source, a, weights.output, rows, b, width, outputs, area)
     block, first = divmod(c, weights.depth)
     blocks = (weights.inputs + weights.depth - 1) // weights.depth
     panel = (tile * blocks + block) * taps.size * weights.depth * width
