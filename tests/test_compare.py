@@ -88,6 +88,16 @@ def test_verdicts_are_withheld_between_machines(tmp_path: Path) -> None:
     assert call(before, after, "--fail-above", "5%", "--force").exit_code == cli.SLOWER
 
 
+def test_a_package_that_one_run_lacks_is_no_difference_and_another_version_is(tmp_path: Path) -> None:
+    was, now = (MACHINE | {"versions": {"torch": "2.13.0"} | more} for more in ({"numba-cuda": "0.30.4"}, {}))
+    newer = MACHINE | {"versions": {"torch": "2.15.0"}}
+    old, new, newest = (
+        read([write(tmp_path, 200 + seed, machine=each)]) for seed, each in enumerate((was, now, newer))
+    )
+    assert not changes(old, new).differences
+    assert changes(new, newest).differences == ["torch: 2.13.0 and 2.15.0"]
+
+
 def test_rows_of_one_run_only_are_named(tmp_path: Path) -> None:
     content = json.loads(write(tmp_path, 1).read_text())
     content["benchmarks"] = [each for each in content["benchmarks"] if each["extra_info"]["work"] != "work 5"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jitconv.report.intervals import between_passes, interval, time_slices, two_modes
+from jitconv.report.intervals import between_passes, far_apart, interval, time_slices, two_modes
 
 ROWS = 200
 
@@ -62,6 +62,13 @@ def test_two_modes() -> None:
     assert two_modes([9.5, 102, 9.6, 14, 100, 18, 14])
     assert not two_modes([1.00, 1.01, 1.02, 1.01, 1.03, 1.00, 1.02])
     assert not two_modes([1.0, 2.0])
+
+
+def test_passes_far_apart() -> None:
+    assert far_apart([[52.0, 53.0, 55.0], [4.3, 4.4, 52.0]])
+    assert far_apart([[1.0, 1.0], [1.0, 1.1], [1.6, 1.7]])
+    assert not far_apart([[1.0, 1.0, 9.0], [1.4, 1.4, 9.0]])
+    assert not far_apart([[1.0, 9.0]])
 
 
 def test_time_slices() -> None:

@@ -131,6 +131,31 @@ def test_losses_of_flagged_times_stand_apart(tmp_path: Path) -> None:
     assert "pool, 64, forward, one core: jit-tiled 5.00 ms, torch 1.00 ms‡ (its times fall into two groups)" in lost
 
 
+def test_passes_far_apart_have_no_rank_and_no_cause(tmp_path: Path) -> None:
+    passes = [row(name, time, **{"pass": n}) for name in ("jit-tiled", "torch") for n, time in enumerate((4e-3, 2e-3))]
+    for each in passes[2:]:
+        each["stats"]["data"] = [1e-3] * 5
+    file = benchmarks(tmp_path, *passes)
+    (mine,) = read([file]).pick(variant="jit-tiled")
+    assert mine.flags == ("its passes differ by half and more",)
+    assert "In none of the measurements given." in section(build(tmp_path, file)[1], "losses").partition("<details")[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "cause"),
+    [(8e-3, 2e-3, "more cores help it less"), (4e-3, 2.1e-3, "oneDNN&#39;s kernel fits this shape better")],
+)
+def test_cores_are_the_cause_only_where_one_core_loses_less(
+    tmp_path: Path, ours: float, theirs: float, cause: str
+) -> None:
+    one = [row("jit-tiled", 8e-3), row("torch", 4e-3)]
+    two = [row("jit-tiled", ours, threads=2), row("torch", theirs, threads=2)]
+    lost = section(build(tmp_path, benchmarks(tmp_path, *one, *two))[1], "losses")
+    lines = [line for line in lost.split("<tr>") if "two cores" in line]
+    assert len(lines) == 1
+    assert cause in lines[0]
+
+
 def test_a_plan_that_is_slower_than_its_layers_is_shown(tmp_path: Path) -> None:
     where = {"group": "models", "work": "alexnet 64×64, 4", "layer": "network", "quantity": "step"}
     names = {"jit-tiled": 4e-3, PLAN: 8e-3, "torch": 9e-3}

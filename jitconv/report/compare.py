@@ -99,12 +99,9 @@ def changes(old: Results, new: Results) -> Comparison:
     found.sort(key=lambda each: -each.factor.middle)
     a, b = (each.machines[0] if each.machines else {} for each in (old, new))
     differences = [f"{name}: {a.get(name)} and {b.get(name)}" for name in FACTS if a.get(name) != b.get(name)]
-    versions = a.get("versions", {}), b.get("versions", {})
-    differences += [
-        f"{name}: {versions[0].get(name, 'none')} and {versions[1].get(name, 'none')}"
-        for name in sorted(versions[0].keys() | versions[1].keys())
-        if versions[0].get(name) != versions[1].get(name)
-    ]
+    was, now = a.get("versions", {}), b.get("versions", {})
+    installed = sorted(was.keys() & now.keys())  # what one run lacks has no part in rows that both have
+    differences += [f"{name}: {was[name]} and {now[name]}" for name in installed if was[name] != now[name]]
     names = ([str(each[key].name) for key in each if key not in other] for each, other in ((olds, news), (news, olds)))
     return Comparison(found, differences, *names)
 

@@ -11,6 +11,7 @@ RESAMPLES = 400
 COVERAGE = 95  # per cent
 RUN_COUNTS_AS = 6  # passes: how much the spread of the whole run says of that of a single row
 SLICE = 4e-3  # seconds: what the system gives another process at a time
+APART = 1.5  # times: passes whose medians differ by more are no samples of one time
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,12 @@ def two_modes(samples: Sequence[float]) -> bool:
     cut = 1 + int(np.argmax(gaps))
     below, above, gap = ordered[: cut + 1], ordered[cut + 1 :], ordered[cut + 1] - ordered[cut]
     return bool(gap > 0.1 * np.median(ordered) and gap > 2 * max(np.ptp(below), np.ptp(above)))
+
+
+def far_apart(passes: Passes) -> bool:
+    """Whether passes differ so much that their median is the time of none of them: two modes, one a process."""
+    medians = [float(np.median(rounds)) for rounds in passes]
+    return max(medians) > APART * min(medians)
 
 
 def time_slices(samples: Sequence[float], iterations: int) -> bool:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from jitconv.report.first import ENGINES, SINGLE, link
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, level, marked
+from jitconv.report.read import BASELINE, KEY, OURS, PLAN, Results, Row, level, marked
 from jitconv.report.words import between, cores, digits, named, percent, times, work_of
 
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
@@ -35,7 +35,7 @@ def causes(results: Results) -> list[tuple[Any, str]]:
             "single layers against an engine that fuses the network",
         ),
         (lambda row, winner: _trains_a_model(row), IN_TRAINING),
-        (lambda row, winner: row.threads > 1, "after each kernel the cores wait for the last of them"),
+        (lambda row, winner: _scales_worse(results, row, winner), "more cores help it less"),
         (lambda row, winner: row.variant == PLAN, "its kernels for some of these shapes are faster"),
         (lambda row, winner: winner == BASELINE, "oneDNN's kernel fits this shape better"),
         (lambda row, winner: True, "not explained yet"),
@@ -44,6 +44,18 @@ def causes(results: Results) -> list[tuple[Any, str]]:
 
 def _trains_a_model(row: Row) -> bool:
     return row.group == "models" and "step" in row.quantity
+
+
+def _scales_worse(results: Results, row: Row, winner: str) -> bool:
+    """Whether the winner gains more from several cores, so that less is lost, or nothing, on one."""
+    where = {name: getattr(row, name) for name in KEY}
+    ours, theirs, best = (
+        results.one(**where | {"variant": name, "threads": threads})
+        for name, threads in ((row.variant, 1), (winner, 1), (winner, row.threads))
+    )
+    if row.threads == 1 or ours is None or theirs is None or best is None or ours.flags or theirs.flags:
+        return False
+    return math.log(results.ratio(theirs, ours).middle / results.ratio(best, row).middle) > row.noise
 
 
 def _shares(results: Results, theirs: Row, ours: Row) -> str:

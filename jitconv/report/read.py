@@ -243,6 +243,7 @@ def _flags(row: Row, infos: list[dict[str, Any]]) -> tuple[str, ...]:
     spare = spare if all("cores" in each for each in infos) else 0
     checks = {
         "its times fall into two groups": any(intervals.two_modes(rounds) for rounds in row.passes),
+        "its passes differ by half and more": intervals.far_apart(row.passes),
         "interrupted by another program": any(intervals.time_slices(rounds, row.iterations) for rounds in row.passes),
         "other programs took its cores": spare > LATE,
         "ran on more cores than it was given": any(each.get("used_cores", 0) > row.threads + BUSY for each in infos)

@@ -41,6 +41,7 @@ _PINNED = "w" if _ARM else {64: "v", 32: "x", 16: "x"}[REGISTER_BYTES] if "86" i
 MR, NR_VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
 DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
 CACHE_LINE, SECOND_LEVEL_CACHE = 64, 1 << 20  # bytes; a core's second level, about
+TO_READ, TO_WRITE, SECOND_LEVEL, FIRST_LEVEL, DATA = 0, 1, 2, 3, 1  # what llvm.prefetch calls them
 
 INT, INDEX = ir.IntType(32), ir.IntType(64)
 
@@ -100,6 +101,10 @@ class Code:
         one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(INT, 0))
         every = ir.Constant(ir.VectorType(INT, self.tile.lanes), None)
         return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), every)
+
+    def prefetch(self, address, access, level):
+        hints = (ir.Constant(INT, hint) for hint in (access, level, DATA))
+        self.call("llvm.prefetch.p0", ir.VoidType(), address, *hints)
 
     def _vector_at(self, address):
         return self.builder.bitcast(address, self.tile.vector.as_pointer())
@@ -330,8 +335,7 @@ def prefetch(typing, tile, c, i, ld):
         for r, v in tile.registers:
             row = builder.mul(ld_value, ir.Constant(INDEX, r))
             address = emit.at(c, c_value, i_value, row, ir.Constant(INDEX, v * tile.lanes))
-            to_write, keep, data = (ir.Constant(INT, value) for value in (1, 3, 1))
-            emit.call("llvm.prefetch.p0", ir.VoidType(), address, to_write, keep, data)
+            emit.prefetch(address, TO_WRITE, FIRST_LEVEL)
         return context.get_dummy_value()
 
     return types.void(tile, c, types.intp, types.intp), code

@@ -55,9 +55,16 @@ class Weights(NamedTuple):
     area: int  # taps of the filter
 
 
+def input_blocks(weights: Weights) -> int:
+    """How many blocks of input channels a filter tile has."""
+    return (weights.inputs + weights.depth - 1) // weights.depth
+
+
 def size_of(weights: Weights, taps: tuple[int, ...]) -> int:
-    blocks = -(-weights.inputs // weights.depth)
-    return weights.groups * weights.tiles * blocks * len(taps) * weights.depth * weights.width
+    return weights.groups * weights.tiles * input_blocks(weights) * len(taps) * weights.depth * weights.width
+
+
+_input_blocks = inner(input_blocks)
 
 
 def pack_weights(start, workers, weights, taps, source, target):
@@ -68,7 +75,7 @@ def pack_weights(start, workers, weights, taps, source, target):
 @inner
 def _pack_weights(worker, workers, weights, taps, source, target):
     """The worker's part; what follows each other in the weight is read one after the other."""
-    depth, blocks = weights.depth, (weights.inputs + weights.depth - 1) // weights.depth
+    depth, blocks = weights.depth, _input_blocks(weights)
     tiles, rows = weights.groups * weights.tiles, np.zeros(weights.area * depth * weights.width, target.dtype)
     if weights.input == weights.area:  # the weights of an output channel lie together
         begin, end = share(tiles * blocks, worker, workers, 1)
@@ -102,8 +109,7 @@ def _pack_inputs(weights, taps, source, tile, c, count, rows, target):
             else:
                 transpose_matrix(source, a, weights.output, rows, b, width, outputs, area)
     block, first = divmod(c, weights.depth)
-    blocks = (weights.inputs + weights.depth - 1) // weights.depth
-    panel = (tile * blocks + block) * taps.size * weights.depth * width
+    panel = (tile * _input_blocks(weights) + block) * taps.size * weights.depth * width
     for k in range(count):
         for tap in range(taps.size):
             at = panel + (tap * weights.depth + first + k) * width

@@ -28,9 +28,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import NativeValue, intrinsic, models, register_model, unbox
 
-from jitconv.variants.simd import INDEX, INT, Code, Tile
-
-TO_READ, TO_WRITE, SECOND_LEVEL, FIRST_LEVEL, DATA = 0, 1, 2, 3, 1  # what llvm.prefetch calls them
+from jitconv.variants.simd import FIRST_LEVEL, INDEX, SECOND_LEVEL, TO_READ, TO_WRITE, Code, Tile
 
 
 class _TileShapeType(types.Opaque):
@@ -280,7 +278,7 @@ def prefetch_pixels(typing, tile, c, i, ld, vector_ld):
         addresses = emit.addresses(c, *args[1:])
         for r in range(tile.rows):
             for address in addresses(r):
-                _prefetch(emit, address, TO_WRITE, FIRST_LEVEL)
+                emit.prefetch(address, TO_WRITE, FIRST_LEVEL)
         return context.get_dummy_value()
 
     return types.void(tile, c, *(types.intp,) * 3), code
@@ -290,14 +288,10 @@ def prefetch_pixels(typing, tile, c, i, ld, vector_ld):
 def prefetch_line(typing, array, i):
     def code(context, builder, signature, args):
         emit = Code(context, builder, Tile(array.dtype, 1, 1))
-        _prefetch(emit, emit.at(array, *args), TO_READ, SECOND_LEVEL)
+        emit.prefetch(emit.at(array, *args), TO_READ, SECOND_LEVEL)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), code
-
-
-def _prefetch(emit, address, *hints):
-    emit.call("llvm.prefetch.p0", ir.VoidType(), address, *(ir.Constant(INT, hint) for hint in (*hints, DATA)))
 
 
 @intrinsic
