@@ -9,6 +9,7 @@ from jitconv.variants.simd import (
     MR,
     NR_VECTORS,
     accumulate,
+    copy_down,
     copy_vector,
     fma_dots,
     fma_outer,
@@ -39,6 +40,11 @@ def _dots(a, b, at, c, n):
 @njit
 def _move(a, c, n):
     copy_vector(a, 1, c, 2, n)
+
+
+@njit
+def _down(a, c, count):
+    copy_down(a, 1, lanes(a) + 2, c, 2, lanes(a) + 1, count)
 
 
 @njit
@@ -92,6 +98,19 @@ def test_moves(dtype: str, n: int | None) -> None:
     count = width if n is None else n
     expected[2 : 2 + count] = a[1 : 1 + count]
     _move(a, c, n)
+    np.testing.assert_array_equal(c, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_moves_of_several_lines(dtype: str, count: int) -> None:
+    width = simd.lanes_of(dtype)
+    a, c = numbers(1 + 9 * (width + 2), dtype), numbers(2 + 9 * (width + 1), dtype)
+    expected = c.copy()
+    for m in range(count):
+        from_, to = 1 + m * (width + 2), 2 + m * (width + 1)
+        expected[to : to + width] = a[from_ : from_ + width]
+    _down(a, c, count)
     np.testing.assert_array_equal(c, expected)
 
 

@@ -15,6 +15,7 @@ instructions. A tile has rows × vectors registers, each of `lanes` numbers. Wri
     prefetch(tile, c, i, ld)                           bring what `store` or `accumulate` will write into the cache
     reduce_lanes(tile, c)                              c[r·vectors + v] = Σ_lane tile[r, v][lane]
     copy_vector(a, i, b, j, n)                         b[j + v] = a[i + v], for one register
+    copy_down(a, i, ld, b, j, b_ld, count)             b[j + m·b_ld + v] = a[i + m·ld + v] for m < count
     copy_every_second(a, i, b, j, n)                   b[j + v] = a[i + 2v]
     transpose(a, i, ld, b, j, b_ld, rows, columns)     b[j + c·b_ld + r] = a[i + r·ld + c], one register square
 
@@ -358,8 +359,26 @@ def copy_vector(typing, source, i, target, j, n):
 
 
 @intrinsic
+def copy_down(typing, source, i, ld, target, j, target_ld, count):
+    """target[j + m · target_ld + v] = source[i + m · ld + v] for m < count, a register of each line."""
+    tile = Tile(source.dtype, 1, 1)
+
+    def code(context, builder, signature, args):
+        emit = Code(context, builder, tile)
+        source_value, i_value, ld_value, target_value, j_value, target_ld_value, count_value = args
+        with cgutils.for_range(builder, count_value) as line:
+            here, there = builder.mul(line.index, ld_value), builder.mul(line.index, target_ld_value)
+            # Not pinned, LLVM would unroll this by eight, and keep the sixteen addresses on the stack.
+            value = emit.pinned(emit.load(emit.at(source, source_value, i_value, here)))
+            emit.store(value, emit.at(target, target_value, j_value, there))
+        return context.get_dummy_value()
+
+    return types.void(source, *(types.intp,) * 2, target, *(types.intp,) * 3), code
+
+
+@intrinsic
 def copy_every_second(typing, source, i, target, j, n):
-    """target[j + v] = source[i + 2v] for v < n, at most one register."""
+    """target[j + v] = source[i + 2v] for v < n, at most one register; pinned as in copy_vector."""
     tile = Tile(source.dtype, 1, 1)
 
     def code(context, builder, signature, args):
@@ -370,7 +389,8 @@ def copy_every_second(typing, source, i, target, j, n):
             emit.load(emit.at(source, source_value, i_value, ir.Constant(INDEX, first)), count, first)
             for first in (0, tile.lanes)
         ]
-        emit.store(emit.deinterleave(*halves)[0], emit.at(target, target_value, j_value), n_value)
+        value = emit.pinned(emit.deinterleave(*halves)[0])
+        emit.store(value, emit.at(target, target_value, j_value), n_value)
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, types.intp), code

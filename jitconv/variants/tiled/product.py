@@ -140,13 +140,14 @@ def rows_of(a, m, M):
 
 @partial(inner, forceinline=True)
 def copy(source, i, target, j, count):
-    """target[j + v] = source[i + v] for v < count."""
-    step = lanes(source)
-    whole = count // step * step
-    for v in range(0, whole, step):
+    """target[j + v] = source[i + v] for v < count; the two do not overlap."""
+    step, last = lanes(source), count - lanes(source)
+    if last < 0:
+        copy_vector(source, i, target, j, count)
+        return
+    for v in range(0, last, step):
         copy_vector(source, i + v, target, j + v, None)
-    if whole < count:
-        copy_vector(source, i + whole, target, j + whole, count - whole)
+    copy_vector(source, i + last, target, j + last, None)  # some numbers a second time: cheaper than a mask
 
 
 @inner

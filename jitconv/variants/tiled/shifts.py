@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitconv.variants.simd import NR_VECTORS, copy_every_second, lanes
+from jitconv.variants.simd import NR_VECTORS, copy_down, copy_every_second, copy_vector, lanes
 from jitconv.variants.tiled.product import NONE, clear, copy, inner, share, steps
 
 AT_ONCE = 1024  # pixels of the output that are computed together, about
@@ -141,8 +141,8 @@ def shift(image, line, step, planes, out, index):
                 length = (bottom - top - 1) * width + right - left
                 copy(pixels, source + top * width + left, out, target + top * width + left, length)
             else:
-                for m in range(top, bottom):
-                    _copy_line(pixels, source + m * step[0] * W, step[1], out, target + m * width, left, right)
+                lines, first = (bottom - top, step[0] * W, width), source + top * step[0] * W
+                _copy_lines(pixels, first, step[1], out, target + top * width, lines, (left, right))
             for q in range(left + width - right):  # the columns off the image, each down all lines
                 at = target + q if q < left else target + q - left + right
                 for m in range(top, bottom):
@@ -172,13 +172,23 @@ def tap_columns(weight_width, stride, padding, dilation, W, W_out, width):
 
 
 @partial(inner, forceinline=True)
-def _copy_line(pixels, source, step, out, target, left, right):
-    """out[target + q] = pixels[source + q · step] for left ≤ q < right"""
-    if step == 1:
-        copy(pixels, source + left, out, target + left, right - left)
-    elif step == 2:
-        for q in range(left, right, lanes(out)):
-            copy_every_second(pixels, source + 2 * q, out, target + q, right - q)
-    else:
-        for q in range(left, right):
-            out[target + q] = pixels[source + q * step]
+def _copy_lines(pixels, source, step, out, target, lines, columns):
+    """out[target + m · out_ld + q] = pixels[source + m · ld + q · step] for left ≤ q < right and m < count.
+
+    lines: count, ld and out_ld; columns: left and right. A vector of all lines before the next.
+    """
+    (count, ld, out_ld), (left, right), vlen = lines, columns, lanes(out)
+    if step == 1 and right - left >= vlen:
+        for v in range(left, right, vlen):
+            q = min(v, right - vlen)  # of the last vector some numbers a second time: cheaper than a mask
+            copy_down(pixels, source + q, ld, out, target + q, out_ld, count)
+        return
+    for q in range(left, right, vlen if step <= 2 else 1):
+        for m in range(count):
+            i, j = source + m * ld + q * step, target + m * out_ld + q
+            if step == 1:
+                copy_vector(pixels, i, out, j, right - q)
+            elif step == 2:
+                copy_every_second(pixels, i, out, j, right - q)
+            else:
+                out[j] = pixels[i]
