@@ -18,7 +18,8 @@ variants.add(replace(variants.get("interpreted"), name="interpreted-numpy", devi
 
 ALL_CORES = int(os.environ.get("BENCHMARK_CORES", machine.cores()))  # of the machine; this process may have fewer
 LANES = tuple(sorted({1, ALL_CORES}))  # one core is the primary lane: the one that other programs disturb least
-PLAN = "jitconv plan"  # the variant of rows in which a whole network is one call
+PLAN = "jitconv plan"  # the variant of rows in which a whole network is one call,
+WINOGRAD_PLAN = "jit-winograd plan"  # and one call of jit-winograd's kernels
 TABLES = ("machine", "layers", "network", "products", "resnet", "models", "overhead", "scaling", "compiling", "ladder")
 ONCE = ("machine", "products", "overhead", "scaling", "batches", "compiling", "ladder")  # groups, in a quick study
 SLOWER = ("interpreted", "interpreted-numpy", "jit", "jit-parallel", "vector")  # variants that no answer rests on
@@ -117,7 +118,7 @@ def over_variants(row: Row, skip: Iterable[str] = ()) -> Iterator[Row]:
 
 def _has_3x3(row: Row) -> bool:
     if row.case is None or row.case.layer != "conv2d":
-        return row.layer == "model"
+        return False
     stride = row.case.arguments.get("stride", 1)
     return tuple(row.case.arrays["weight"][2:]) == (3, 3) and stride in (1, (1, 1))
 

@@ -11,8 +11,7 @@ from torch import nn
 import jitconv
 from benchmarks import peers
 from benchmarks.measure import measure
-from benchmarks.rows import LANES, PLAN, Row
-from benchmarks.test_network import PLANS
+from benchmarks.rows import LANES, PLAN, WINOGRAD_PLAN, Row
 from jitconv import data, variants
 from jitconv.nn import convert
 
@@ -20,7 +19,7 @@ FORWARD = ("resnet18", "squeezenet1_1", "mobilenet_v2")
 STEP = ("alexnet", "resnet18", "squeezenet1_1")
 PLANNED = ("alexnet", "vgg11")  # a quick study has these not converted, and on one core
 FULL = ("mobilenet_v3_small", "shufflenet_v2_x1_0", "efficientnet_b0", "googlenet")
-SEARCHED = tuple(name for name in variants.available("cpu") if name in ("jit-tiled", "jit-winograd"))
+PLANS = {PLAN: None, WINOGRAD_PLAN: "jit-winograd"}  # the variant that each is a plan of
 IMAGE, STEP_IMAGE, STEP_BATCH = 224, 64, 4
 BACKENDS = {PLAN: "jitconv", "torch.compile": "inductor"}
 TOLERANCE = 1e-4, 1e-3  # of the norm: output, gradients
@@ -38,7 +37,7 @@ def rows(full: bool) -> list[Row]:
         for name in (*FORWARD, *((*PLANNED, *FULL) if full else ()))
         for batch in ((1, 8) if full else (1,))
         for threads in LANES
-        for engine in (*SEARCHED, *whole)
+        for engine in (variants.BEST["cpu"], *whole)
     ]
     if not full:
         found += [row(f"{name} {IMAGE}×{IMAGE}, 1", "forward", 1, engine, 1) for name in PLANNED for engine in whole]
@@ -46,7 +45,7 @@ def rows(full: bool) -> list[Row]:
         row(f"{name} {STEP_IMAGE}×{STEP_IMAGE}, {STEP_BATCH}", "step", STEP_BATCH, variant, threads)
         for name in (*STEP, *((*PLANNED[1:], *FULL) if full else ()))
         for threads in (LANES if full else (1,))
-        for variant in (variants.BEST["cpu"], *(("vector",) if full else ()), *PLANS, "torch", "torch.compile")
+        for variant in (variants.BEST["cpu"], *(("vector",) if full else ()), PLAN, "torch", "torch.compile")
     ]
 
 
@@ -71,8 +70,8 @@ def test_models(benchmark: Any, row: Row) -> None:
 def forward_of(row: Row, reference: nn.Module, images: torch.Tensor) -> Callable[[], Any]:
     if row.variant in peers.MODELS:
         return peers.MODELS[row.variant](reference, images, row.threads)
-    if row.variant == PLAN:
-        return partial(jitconv.plan(reference, images), images)
+    if row.variant in PLANS:
+        return partial(jitconv.plan(reference, images, variant=PLANS[row.variant]), images)
     model = reference if row.variant == "torch" else convert(reference, row.variant)
     return partial(model, images)
 

@@ -17,7 +17,6 @@ FORWARD_FLOPS = 2 * (20 * 24 * 24 * 25 + 500 * 2880 + 10 * 500)  # of one image
 TOLERANCE = 1e-4  # of the largest logit: what rounding may do through three layers
 
 
-PLANS = (PLAN,) if "plan" in jitconv.__all__ else ()
 IMAGES = (1, 64, 1000)
 
 
@@ -27,16 +26,16 @@ def rows(full: bool) -> list[Row]:
         for batch in IMAGES:
             row = forward_row("network", batch, threads)
             found += over_variants(row, skip=() if full or batch < 1000 else ("jit", "jit-parallel", "jit-static"))
-            found += [replace(row, variant=name) for name in (*PLANS, *peers.FORWARD)]
+            found += [replace(row, variant=name) for name in (PLAN, *peers.FORWARD)]
         for batch in set(powers(4, 1, 4096 if full else 1024)) - set(IMAGES):
             row = forward_row("batches", batch, threads, axis="images at once", size=batch)
-            found += [replace(row, variant=name) for name in (variants.BEST["cpu"], *PLANS, "torch")]
+            found += [replace(row, variant=name) for name in (variants.BEST["cpu"], PLAN, "torch")]
         row = Row(
             group="network", work="training step, 64", layer="network", quantity="step", variant="",
             threads=threads, batch=64, flops=64 * (3 * FORWARD_FLOPS - 2 * 20 * 24 * 24 * 25),
         )  # fmt: skip
         found += over_variants(row)
-        found += [replace(row, variant=name) for name in (*PLANS, *peers.STEP)]
+        found += [replace(row, variant=name) for name in (PLAN, *peers.STEP)]
     return twice(found)
 
 

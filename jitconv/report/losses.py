@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from jitconv.report.first import ENGINES, SINGLE, link
-from jitconv.report.read import BASELINE, KEY, OURS, PLAN, Results, Row, level, marked
+from jitconv.report.read import BASELINE, KEY, OURS, PLAN, WINOGRAD, Results, Row, level, marked
 from jitconv.report.words import between, cores, digits, named, percent, times, work_of
 
 RACED = (*SINGLE, "network", "models")  # groups of rows that ours may lose
@@ -81,7 +81,7 @@ def losses(results: Results) -> dict[str, Any]:
     for rows in by_work.values():
         rows.sort(key=lambda row: (bool(row.flags), row.seconds))
         mine = next((row for row in rows if row.variant in (OURS, PLAN)), None)
-        rivals = [row for row in rows if row.variant not in (OURS, PLAN, "jit-winograd")]
+        rivals = [row for row in rows if row.variant not in (OURS, PLAN, *WINOGRAD)]
         if mine is None:
             continue
         plan, layers = (next((row for row in rows if row.variant == name), None) for name in (PLAN, OURS))

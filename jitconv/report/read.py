@@ -15,6 +15,7 @@ from jitconv.report.intervals import Interval
 from jitconv.report.words import DATA_SETS, FLAGGED, cores, lists, seconds
 
 OURS, BASELINE, PLAN = "jit-tiled", "torch", "jitconv plan"
+WINOGRAD = ("jit-winograd", "jit-winograd plan")  # allowed larger errors, so neither ours nor rivals
 GPU_TIMES = ("kernel_seconds", "end_to_end_seconds")  # beside `seconds`, from a call until it is done
 COMPILED_BY = {"jitconv": PLAN, "inductor": "torch.compile"}  # backends of torch.compile, as the rows call them
 KEY = ("group", "work", "layer", "quantity", "variant", "threads", "device", "batch", "axis", "size")

@@ -8,7 +8,7 @@ from typing import Any
 from jitconv.report.first import ENGINES, link
 from jitconv.report.heat import heat
 from jitconv.report.losses import losses
-from jitconv.report.read import BASELINE, OURS, PLAN, Results, Row, marked, trained_through
+from jitconv.report.read import BASELINE, OURS, PLAN, WINOGRAD, Results, Row, marked, trained_through
 from jitconv.report.words import (
     FLAGGED,
     cores,
@@ -66,12 +66,13 @@ def sections(results: Results) -> dict[str, Any]:
 def models(results: Results) -> dict[str, Any]:
     """Return whole models by engine: a line a model, quantity and number of cores."""
     rows = results.pick(group="models")
-    order = [OURS, "jit-winograd", PLAN, BASELINE, *ENGINES[1:], "vector"]
+    order = [OURS, PLAN, *WINOGRAD, BASELINE, *ENGINES[1:], "vector"]
     columns = [name for name in order if any(row.variant == name for row in rows)]
     lines = []
     for key in dict.fromkeys((row.work, row.quantity, row.threads) for row in rows):
         found = {row.variant: row for row in rows if (row.work, row.quantity, row.threads) == key}
-        best = min((row.seconds for row in found.values() if not row.flags), default=math.nan)
+        fit = [row for row in found.values() if not row.flags and row.variant not in WINOGRAD]
+        best = min((row.seconds for row in fit), default=math.nan)
         cells = [
             {
                 "time": seconds(found[name].seconds),

@@ -41,6 +41,7 @@ _ARM = _TRIPLE.startswith(("aarch64", "arm64"))
 _PINNED = "w" if _ARM else {64: "v", 32: "x", 16: "x"}[REGISTER_BYTES] if "86" in _TRIPLE else None  # a vector register
 MR, NR_VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)  # of an outer-product tile: the rest holds the operands
 DOT_ROWS, DOT_COLUMNS = (4, 5) if REGISTERS == 32 else (3, 3)  # of a dot-product tile
+HALVES = TARGET == "znver4" and REGISTER_BYTES == 64  # multiplies a register half by half, so that loads keep up
 CACHE_LINE, SECOND_LEVEL_CACHE = 64, 1 << 20  # bytes; a core's second level, about
 TO_READ, TO_WRITE, SECOND_LEVEL, FIRST_LEVEL, DATA = 0, 1, 2, 3, 1  # what llvm.prefetch calls them
 

@@ -12,7 +12,7 @@ gradient for the input the image's channels. Where the sum is over less than a r
 lanes too: there are few channels to copy, and a blocked tile would add up too few terms. With stride 2 that holds for
 short sums only: of a long one, as of 7×7 taps, blocked tiles read the image as it lies, each core its own lines. Pixels
 are in the lanes also where one register holds all filters and lines are long: such a blocked tile is one vector wide,
-and loads as often as it multiplies.
+and loads as often as it multiplies, which only processors with slow multiplications keep up with (HALVES).
 """
 
 import math
@@ -25,7 +25,7 @@ import numpy as np
 from jitconv.variants import get
 from jitconv.variants.rounding import SHORT_BLOCK
 from jitconv.variants.rows import Conv
-from jitconv.variants.simd import lanes_of
+from jitconv.variants.simd import HALVES, lanes_of
 from jitconv.variants.tiled import blocked, col2im, conv2d, fused, pooling
 from jitconv.variants.tiled.blocked import Convolution, Epilogue
 from jitconv.variants.tiled.grad_input import GradInput
@@ -81,6 +81,8 @@ def is_narrow(
     lanes = lanes_of(dtype)
     if stride == (2, 2):
         return inputs <= COLOURS and inputs * area < 2 * lanes
+    if HALVES:
+        return inputs < lanes // 2
     return inputs < lanes or (filters <= lanes and inputs <= (4 * lanes if width >= lanes else lanes))
 
 

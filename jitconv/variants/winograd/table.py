@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitconv.variants.simd import NR_VECTORS, lanes_of
+from jitconv.variants.simd import HALVES, NR_VECTORS, lanes_of
 from jitconv.variants.winograd.transforms import POINTS
 
 Shape = tuple[int, ...]
@@ -17,8 +17,9 @@ Pair = tuple[int, int]
 DIRECT_COST = 9
 TILE_COST = {2: 16 * 1.15, 4: 36 * 1.2}
 FILTER_COST = {2: 16 * 30, 4: 36 * 30}
-# And to read a transformed filter, where all of them are more numbers than a core's share of the last-level cache.
-READ_COST, IN_CACHE = {2: 16 * 10, 4: 36 * 10}, 4_000_000
+# And to read a number of a transformed filter, where all of them are more than a core's share of the last-level cache:
+# the time that slow multiplications do not hide.
+READ_COST, IN_CACHE = 2 if HALVES else 10, 4_000_000
 FEW = 16  # channels or filters of a group, below which the transforms cost more than they save
 # Tiles computed at once: at most so many, and so many bytes of their transformed pixels. Fewer than the filters of a
 # panel would read the filters more often than it saves reading pixels.
@@ -57,9 +58,9 @@ def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, chan
         return None
     costs = {}
     for m in POINTS:
-        read = geometry.groups * geometry.C * geometry.K * (m + 2) ** 2 > IN_CACHE
+        read = (m + 2) ** 2 if geometry.groups * geometry.C * geometry.K * (m + 2) ** 2 > IN_CACHE else 0
         costs[m] = geometry.N * math.prod(geometry.tiles(m)) * TILE_COST[m]
-        costs[m] += changing * FILTER_COST[m] + read * READ_COST[m]
+        costs[m] += changing * FILTER_COST[m] + read * READ_COST
     best = min(costs, key=lambda m: costs[m])
     return best if costs[best] < DIRECT_COST * geometry.N * geometry.H * geometry.W else None
 
