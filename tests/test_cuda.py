@@ -12,6 +12,7 @@ from jitconv import functional, nn, variants
 
 
 def test_the_kernels_in_the_simulator() -> None:
+    pytest.importorskip("numba_cuda")
     file = Path(__file__).parent / "cuda" / "simulated.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(command, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
@@ -20,6 +21,7 @@ def test_the_kernels_in_the_simulator() -> None:
 
 @pytest.mark.parametrize("name", ["cuda", "cuda-tiled"])
 def test_what_is_missing_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba_cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=f"'{name}' runs on cuda, but input is on cpu: torch sees no CUDA GPU"):
         functional.relu(torch.ones(3), variant=name)

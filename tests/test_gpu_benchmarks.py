@@ -50,6 +50,7 @@ class Event:
 
 @pytest.fixture
 def cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba_cuda")
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "FLUSH", 1)
     monkeypatch.setattr(gpu, "CapturedStep", on_the_cpu)
