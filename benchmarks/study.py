@@ -28,7 +28,7 @@ from jitconv import machine
 
 ROOT = Path(__file__).parent.parent
 PASSES = {"quick": 2, "full": 5}
-MINUTES = {"quick": 9.0, "full": None}  # of measuring, after which further passes end; with peers, none do
+MINUTES = {"quick": 11.5, "full": None}  # of the study, after which further passes end; with peers, none do
 TRAININGS = {  # by name, the options of `jitconv train`
     "torch": "--variant torch",
     "jit-static": "--variant jit-static",
@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suite", choices=tuple(PASSES), default="quick")
     parser.add_argument("--passes", type=int, help="fresh processes for each engine and lane (quick: 2, full: 5)")
     parser.add_argument(
-        "--minutes", type=float, help="of measuring, after which passes but the first end (quick without peers: 9)"
+        "--minutes", type=float, help="of the study, after which passes but the first end (quick without peers: 11.5)"
     )
     parser.add_argument("--peers", action="store_true", help="measure ONNX Runtime, OpenVINO and JAX too")
     parser.add_argument("--results", type=Path, default=Path("runs/results"))
@@ -315,11 +315,9 @@ def main(arguments: list[str] | None = None) -> int:
     display = Display(sum(step.work for step in study.steps() if not step.done()))
     try:
         with display.bar:
-            until = math.inf
+            until = math.inf if minutes is None else display.started + 60 * minutes
             run([step for step in study.steps() if not (step.timed or step.done())], display)
             for step in study.steps():
-                if step.counts and until == math.inf and minutes is not None:
-                    until = time.monotonic() + 60 * minutes
                 if not step.done() and not (step.may_wait and time.monotonic() > until):
                     run([step], display, until)
                     step.done()
