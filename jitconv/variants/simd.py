@@ -379,7 +379,7 @@ def copy_down(typing, source, i, ld, target, j, target_ld, count):
 
 @intrinsic
 def copy_every_second(typing, source, i, target, j, n):
-    """target[j + v] = source[i + 2v] for v < n, at most one register; pinned as in copy_vector."""
+    """target[j + v] = source[i + 2v] for v < n, at most one register; pinned as in copy_down."""
     tile = Tile(source.dtype, 1, 1)
 
     def code(context, builder, signature, args):

@@ -12,7 +12,8 @@ gradient for the input the image's channels. Where the sum is over less than a r
 lanes too: there are few channels to copy, and a blocked tile would add up too few terms. With stride 2 that holds for
 short sums only: of a long one, as of 7×7 taps, blocked tiles read the image as it lies, each core its own lines. Pixels
 are in the lanes also where one register holds all filters and lines are long: such a blocked tile is one vector wide,
-and loads as often as it multiplies, which only processors with slow multiplications keep up with (HALVES).
+and loads as often as it multiplies. Where multiplications are slow (HALVES) that costs nothing, and half as few input
+channels are few.
 """
 
 import math
