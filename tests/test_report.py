@@ -489,6 +489,15 @@ def test_losses_are_of_the_faster_of_ours_and_not_to_winograd(tmp_path: Path) ->
     assert "0.67×" in lost
 
 
+def test_a_flagged_plan_leaves_no_loss_to_the_layers(tmp_path: Path) -> None:
+    where = {"group": "models", "work": "mobilenet", "layer": "network"}
+    rows = [row(name, time, **where) for name, time in {"jit-tiled": 9e-3, PLAN: 1e-3, "onnxruntime": 2e-3}.items()]
+    rows[1]["stats"]["data"] = [9e-4, 9e-4, 9e-4, 4e-3, 4e-3]
+    lost = section(build(tmp_path, benchmarks(tmp_path, *rows))[1], "losses")
+    assert "single layers against an engine" not in lost
+    assert not re.findall("<tr><th scope=.row. class=.work.>", lost.partition("Where a plan is slower")[0])
+
+
 def in_chromium(page: Path, script: str, folder: Path, without: bool = False, address: str = "") -> Any:
     """Return what a script appended to the page gives, as the page's own script left it, or without that."""
     text = page.read_text()

@@ -79,8 +79,8 @@ def losses(results: Results) -> dict[str, Any]:
         if row.group in RACED and row.device == "cpu":
             by_work[row.work_key].append(row)
     for rows in by_work.values():
-        rows.sort(key=lambda row: (bool(row.flags), row.seconds))
-        mine = next((row for row in rows if row.variant in (OURS, PLAN)), None)
+        rows.sort(key=lambda row: row.seconds)
+        mine = next((row for row in rows if row.variant in (OURS, PLAN)), None)  # flagged or not: it is the faster
         rivals = [row for row in rows if row.variant not in (OURS, PLAN, *WINOGRAD)]
         if mine is None:
             continue
@@ -96,7 +96,7 @@ def losses(results: Results) -> dict[str, Any]:
                 found.append(_line(results, best, mine, reason + shares))
                 continue
             close += 1
-        fastest = min(rivals, key=lambda row: row.seconds, default=None)
+        fastest = next(iter(rivals), None)
         if fastest is not None and (mine.flags or fastest.flags) and _slower(results, mine, fastest):
             flagged.append(_line(results, fastest, mine, ", ".join(dict.fromkeys((*mine.flags, *fastest.flags)))))
     for lines in (found, flagged, plans):
