@@ -13,7 +13,7 @@ import jitconv
 from jitconv import adversary, functional, variants
 from jitconv.cases import CASES, normal
 from jitconv.variants.simd import NR_VECTORS, lanes_of
-from jitconv.variants.winograd import TiledConvolution, bounds, pack_for
+from jitconv.variants.winograd import TiledConvolution, bounds, pack_for, table
 from jitconv.variants.winograd.table import BLOCK_BYTES, BLOCK_TILES, Geometry, blocking, method
 from jitconv.variants.winograd.transforms import POINTS, Square, input_tile, matrices, output_tile, weight_tile
 from jitconv.verify import Expected
@@ -141,9 +141,15 @@ def test_which_shapes_are_computed_in_tiles() -> None:
     assert method(large._replace(N=1, H=2, W=2), taps, ones, ones, False) == 2
     assert method(large._replace(N=1, H=1, W=1), taps, ones, ones, False) is None
     assert method(large._replace(N=1, H=4, W=4), taps, ones, ones, True) is None  # no sum is long enough to transform
-    many = large._replace(N=1, C=512, K=512, H=7, W=7)  # transformed filters that no cache holds, for few tiles
-    assert [method(many._replace(N=N), (512, 512, 3, 3), ones, ones, False) for N in (1, 2, 8)] == [None, 4, 4]
-    assert method(many._replace(C=64, K=64), taps, ones, ones, False) == 4
+
+
+@pytest.mark.parametrize(("cost", "one_image"), [(10, None), (2, 4)])
+def test_filters_that_no_cache_holds(cost: int, one_image: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For few tiles they are transformed only where slow multiplications hide the reading of them."""
+    monkeypatch.setattr(table, "READ_COST", cost)
+    many, ones = Geometry(1, 1, 512, 512, 7, 7), (1, 1)
+    assert [method(many._replace(N=N), (512, 512, 3, 3), ones, ones, False) for N in (1, 2, 8)] == [one_image, 4, 4]
+    assert method(many._replace(C=64, K=64), (64, 64, 3, 3), ones, ones, False) == 4
 
 
 @pytest.mark.parametrize("m", POINTS)
