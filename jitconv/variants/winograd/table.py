@@ -58,9 +58,10 @@ def method(geometry: Geometry, weight: Shape, stride: Pair, dilation: Pair, chan
         return None
     costs = {}
     for m in POINTS:
-        read = (m + 2) ** 2 if geometry.groups * geometry.C * geometry.K * (m + 2) ** 2 > IN_CACHE else 0
+        number = (m + 2) ** 2  # of a transformed filter
+        read = geometry.groups * geometry.C * geometry.K * number > IN_CACHE
         costs[m] = geometry.N * math.prod(geometry.tiles(m)) * TILE_COST[m]
-        costs[m] += changing * FILTER_COST[m] + read * READ_COST
+        costs[m] += changing * FILTER_COST[m] + read * number * READ_COST
     best = min(costs, key=lambda m: costs[m])
     return best if costs[best] < DIRECT_COST * geometry.N * geometry.H * geometry.W else None
 
