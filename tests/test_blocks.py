@@ -12,6 +12,7 @@ from jitconv.verify import check
 CASES = (
     linear("several blocks and chunks", (30, 1100), (70, 1100)),
     linear("rows whole pages apart", (61, 1024), (50, 1024)),
+    linear("rows whole pages apart, many columns", (270, 1024), (1100, 1024)),
     linear("more images than outputs, both many", (300, 600), (260, 600)),
     linear("images that fill no tile, two runs of the sum", (40, 3000), (33, 3000)),
     linear("a last tile that is packed where others are read in place", (20, 2100), (40, 2100)),

@@ -2,8 +2,8 @@
 
 A: (M, K) is read where it lies, MR numbers of a column of it for one row of B.
 B: (K, N) is a matrix, its transpose, or shifted images (a convolution's im2col matrix never exists whole). It is packed
-in panels of KC × NR, or read where it lies if A has few rows. NC columns of it stay in the second-level cache while all
-of A passes over them, and the partial sums of MR rows of C in the first until KC terms are added up.
+in panels of KC × NR, or read where it lies if A has few rows. NC columns of it stay in the second-level cache, or more in
+the third, while all of A passes over them, and the partial sums of MR rows of C in the first until KC terms are added up.
 """
 
 from functools import partial
@@ -31,8 +31,8 @@ from jitconv.variants.simd import (
 )
 
 KC = 512  # terms of a sum, whole blocks, after which C is written
-NC = 256  # columns of C that are finished before the next ones, where B is packed,
-IN_PLACE_NC = 1024  # and where it is not
+NC = 256  # columns of C that are finished before the next ones,
+WIDE_NC = 1024  # and where B is not packed, or A is: the fewer columns, the more often
 HEIGHTS = (*(rows for rows in (1, 2, 4, 8) if rows < MR), MR)  # of a register tile
 PAGE = 4096  # bytes; what lies whole pages apart shares one set of the first-level cache
 FEW_ROWS = 128  # of A, up to which a panel of B is used too little to be worth packing
@@ -104,9 +104,9 @@ class Workspace(NamedTuple):
 def workspace(like):
     """The work arrays of products in the dtype of an array; what a product has no use for is not touched."""
     step, dtype = NR_VECTORS * lanes(like), like.dtype
-    untransposed, tiles = np.empty(LONG_BLOCK * step, dtype), np.empty((IN_PLACE_NC, 3), np.int64)
-    packing = PackWorkspace(np.empty(KC * NC, dtype), steps(KC, NONE, step), untransposed, tiles)
-    partial, a_rows = np.empty(MR * step * IN_PLACE_NC, dtype), np.empty(MR * A_LD, dtype)
+    untransposed, tiles = np.empty(LONG_BLOCK * step, dtype), np.empty((WIDE_NC, 3), np.int64)
+    packing = PackWorkspace(np.empty(KC * WIDE_NC, dtype), steps(KC, NONE, step), untransposed, tiles)
+    partial, a_rows = np.empty(MR * step * WIDE_NC, dtype), np.empty(MR * A_LD, dtype)
     return Workspace(packing, TileWorkspace(partial, a_rows, steps(KC, NONE, ONE), np.ones(step, dtype)))
 
 
@@ -130,6 +130,13 @@ def tiles_of(rows):
 def a_matrix(numbers, M, K):
     """The rows of C-contiguous matrices, (M, K) in all, as they lie."""
     return AMatrix(numbers, steps(K, NONE, ONE), K, M)
+
+
+@inner
+def is_packed(a):
+    """Whether A is packed, a tile's rows at a time: they would evict each other from the first-level cache."""
+    K = a.offsets.size
+    return a.ld * a.numbers.itemsize % PAGE == 0 and K > 0 and a.offsets[K - 1] - a.offsets[0] == K - 1
 
 
 @inner
@@ -201,7 +208,8 @@ def product(a, m_range, b, columns, c, bias, work):
         readable = _readable(b, columns, NR_VECTORS * lanes(c.numbers))
     while first < columns[1]:
         in_place = first < readable
-        stop = min(first + IN_PLACE_NC, readable) if in_place else min(first + NC, columns[1])
+        stop = first + (WIDE_NC if in_place or is_packed(a) else NC)
+        stop = min(stop, readable if in_place else columns[1])
         _some_columns(a, m_range, b, (first, stop), in_place, c, bias, work)
         first = stop
 
@@ -259,7 +267,7 @@ def _divide(b_columns, c_columns, in_place, first, stop, nr, tiles):
 def _pack(b, terms, columns, packing):
     """Copy rows `terms` of B, in some columns, panel by panel, the NR numbers of each row side by side."""
     nr, panels, untransposed = NR_VECTORS * lanes(packing.panels), packing.panels, packing.untransposed
-    runs = np.empty((max(NC, LONG_BLOCK), 3), np.int64)
+    runs = np.empty((max(WIDE_NC, LONG_BLOCK), 3), np.int64)
     if b.transposed == 0:
         count = _runs(b.columns, columns, nr, KC * nr, runs)
         _copy_runs(b.numbers, b.offsets[terms[0] : terms[1]], runs[:count], panels, nr)
@@ -327,12 +335,10 @@ def _tiles_of_height(rows, a, m_range, terms, b, b_rows, tiles, c, bias, sums):
 def _tiles(height, a, m_range, terms, b, b_rows, tiles, c, bias, sums):
     """C[m, j] (+)= Σ_k A[m, k] · B[k, j], k of `terms`, for the rows m_range, `height` at a time, and some tiles."""
     (partial, packed, packed_offsets, ones), block, nr = sums, block_of(a.offsets.size), NR_VECTORS * lanes(c.numbers)
-    a_offsets, pack, count = a.offsets[terms[0] : terms[1]], False, terms[1] - terms[0]
-    if count > 0 and a.ld * packed.itemsize % PAGE == 0:
-        pack = a_offsets[count - 1] - a_offsets[0] == count - 1
+    a_offsets, pack, count = a.offsets[terms[0] : terms[1]], is_packed(a), terms[1] - terms[0]
     for m in range(m_range[0], m_range[1], height):
         numbers, offsets, row, ld = a.numbers, a_offsets, m * a.ld, a.ld
-        if pack:  # the rows of a tile would evict each other from the first-level cache
+        if pack:
             for r in range(height):
                 copy(numbers, a_offsets[0] + row + r * ld, packed, r * A_LD, count)
             numbers, offsets, row, ld = packed, packed_offsets, NONE, A_LD
