@@ -310,6 +310,16 @@ def test_a_training_that_was_estimated_says_so_and_seeds_are_averaged(tmp_path: 
     assert "1.4 h, estimated" in lines
 
 
+def test_a_training_on_another_processor_than_the_benchmarks_says_so(tmp_path: Path) -> None:
+    measured, run = benchmarks(tmp_path, row("torch", 1e-3)), training(tmp_path, "torch", 0, 0.98)
+    _, page = build(tmp_path, measured, run)
+    assert "another processor" not in section(page, "training")
+    content = json.loads(run.read_text())
+    run.write_text(json.dumps(content | {"machine": MACHINE | {"numba_target": "haswell"}}))
+    _, page = build(tmp_path, measured, run)
+    assert "1.4 h, on another processor (haswell)" in section(page, "training")
+
+
 def test_each_data_set_has_its_own_chart_and_lines_and_one_seed_has_no_interval(tmp_path: Path) -> None:
     files = [training(tmp_path, "torch", seed, 0.98 + 0.01 * seed) for seed in range(2)]
     files += [training(tmp_path, name, 0, 0.9, "fashion-mnist") for name in ("torch", "jit-tiled")]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from jitconv import ops, shapes
 from jitconv.compat import schema_of
@@ -54,17 +53,13 @@ def images(array: Array) -> Array:
 
 def bias_of(low: Any, bias: Node | None, weight: Node) -> Any:
     if bias is None:
-        return np.zeros(shape(weight)[0], _numpy(weight))
+        return np.zeros(shape(weight)[0], layout.dtype_of(weight))
     return low.array(bias)
 
 
 def fixed(low: Any, weight: Node, bias: Node | None) -> bool:
     """Whether weight and bias are the model's, and follow from no input."""
     return weight in low.static and (bias is None or bias in low.static)
-
-
-def _numpy(node: Node) -> np.dtype[Any]:
-    return np.dtype(np.float64 if value(node).dtype == torch.float64 else np.float32)
 
 
 def multiply_adds(out: Array, weight: Node) -> int:
@@ -141,7 +136,7 @@ def linear(low: Any, node: Node) -> list[KernelCall] | None:
     x2, out2 = rows._replace(shape=(int(np.prod(rows.shape)) // I, I)), out._replace(shape=(-1, O))
     out2 = out2._replace(shape=(x2.shape[0], O))
     limits = bounds(activation)
-    if x2.shape[0] == 1 and weight in low.static and limits and layout.is_tiled(low.variant):
+    if x2.shape[0] == 1 and weight in low.static and limits and layout.is_own(low.variant, "linear"):
         args = [flat(x2), low.packed(weight, gemv.pack), bias_of(low, bias, weight), *limits, flat(out2)]
         return [KernelCall("linear of one image", gemv.GEMV, args, multiply_adds(out2, weight))]
     fused = activation == ("relu",) and "linear_relu" in low.variant.ops
@@ -152,7 +147,7 @@ def linear(low: Any, node: Node) -> list[KernelCall] | None:
 
 def activate(low: Any, node: Node) -> list[KernelCall] | None:
     x, activation = node.args
-    if activation == ("relu",) and not layout.is_tiled(low.variant):
+    if activation == ("relu",) and not layout.is_own(low.variant, "relu"):
         return [bind(low, "relu", [flat(low.array(x)), flat(low.out(node))])]
     return activated(low.array(x), activation, low.out(node))
 
@@ -268,7 +263,7 @@ def own_op(low: Any, node: Node) -> list[KernelCall] | None:
     constants: list[Any] = []
     for declared, given in zip(schema.arguments, node.args, strict=True):
         if "Tensor" in str(declared.type):
-            array = np.zeros(shape(node.args[1])[0], _numpy(node.args[1])) if given is None else low.array(given)
+            array = bias_of(low, given, node.args[1])  # what may be None is a bias, beside its weight
             tensors.append(view(declared.name, array) if isinstance(array, Array) else array)
         elif declared.name not in ("size", "dim", "variant"):
             constants.append(tuple(given) if isinstance(given, (list, tuple)) else given)

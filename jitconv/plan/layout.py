@@ -8,30 +8,42 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
-from jitconv import variants
+from jitconv import shapes, variants
 from jitconv.plan import nodes
 from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
 from jitconv.variants import Variant, simd
 from jitconv.variants.simd import SECOND_LEVEL_CACHE
+from jitconv.variants.tiled.kernel import Choice, Tiled
+from jitconv.variants.tiled.table import Blocked
 
 POOLS = (nodes.max_pool2d, nodes.avg_pool2d, nodes.adaptive_avg_pool2d)
+JIT_TILED = Blocked, Tiled  # its kernels of a convolution
 BLOCKED_FROM = 8  # output channels of a convolution: fewer leave half of a register empty
 
 
-def decide(graph: fx.Graph, variant: Variant) -> set[Node]:
-    """The nodes whose values are blocked."""
-    if not is_tiled(variant):
+def convolutions(graph: fx.Graph, variant: Variant) -> set[Node]:
+    """The convolutions that blocked kernels compute: those that the variant leaves to jit-tiled."""
+    if not is_own(variant, "linear"):
         return set()
-    can: set[Node] = set()
+    found = graph.find_nodes(op="call_function", target=nodes.conv2d)
+    return {node for node in found if _is_image(node) and _fills_lanes(node) and _is_jit_tiled(node, variant)}
+
+
+def decide(graph: fx.Graph, convolutions: set[Node]) -> set[Node]:
+    """The nodes whose values are blocked."""
+    if not convolutions:
+        return set()
+    can = set(convolutions)
     for node in graph.nodes:
         if node.op == "call_function" and _is_image(node) and WRITERS.get(node.target, _never)(node, can):
             can.add(node)
     for node in reversed(graph.nodes):
-        if node in can and node.target is nodes.conv2d and not any(_reads(user, can) for user in node.users):
+        if node in convolutions and not any(_reads(user, can, convolutions) for user in node.users):
             can.remove(node)  # it writes (N, C, H, W) itself
     return can
 
@@ -65,10 +77,20 @@ def _is_bounded(node: Node) -> bool:
     return residual is None and activation not in nodes.SMOOTH_ACTIVATIONS
 
 
-def is_tiled(variant: Variant) -> bool:
-    """Whether a variant's products are jit-tiled's own, which blocked and packed ones may stand for."""
-    own = variants.get("jit-tiled").ops
-    return all(variant.ops.get(op) is own[op] for op in ("conv2d", "linear"))
+def is_own(variant: Variant, op: str) -> bool:
+    """Whether a variant's op is jit-tiled's own, which a blocked or packed kernel may stand for."""
+    return variant.ops.get(op) is variants.get("jit-tiled").ops[op]
+
+
+def _is_jit_tiled(node: Node, variant: Variant) -> bool:
+    """Whether jit-tiled computes a convolution: in this variant, or in one that has other kernels for some shapes."""
+    kernel = variant.ops.get("conv2d")
+    if is_own(variant, "conv2d") or not isinstance(kernel, Choice):
+        return is_own(variant, "conv2d")
+    x, weight, _, convolution = node.args[:4]
+    geometry = shapes.conv2d(value(x), value(weight), None, *convolution)
+    sizes = shape(x), shape(weight), shape(weight)[:1], shape(node)
+    return isinstance(kernel.bind(tuple((size, dtype_of(node)) for size in sizes), geometry[:3]), JIT_TILED)
 
 
 def _is_image(node: Node) -> bool:
@@ -76,12 +98,16 @@ def _is_image(node: Node) -> bool:
     return isinstance(v, torch.Tensor) and v.dim() == 4 and v.dtype in (torch.float32, torch.float64) and v.numel() > 0
 
 
+def dtype_of(node: Node) -> np.dtype[Any]:
+    return np.dtype("float64" if value(node).dtype == torch.float64 else "float32")
+
+
 def lanes_of(node: Node) -> int:
-    return simd.lanes_of("float64" if value(node).dtype == torch.float64 else "float32")
+    return simd.lanes_of(dtype_of(node))
 
 
-def convolves(node: Node) -> bool:
-    """Whether a blocked convolution computes this node."""
+def _fills_lanes(node: Node) -> bool:
+    """Whether a convolution has the channels for a blocked kernel."""
     lanes, (outputs, inputs, *_) = lanes_of(node), shape(node.args[1])
     groups = node.args[3][3]
     if not _is_image(node.args[0]):
@@ -92,12 +118,12 @@ def convolves(node: Node) -> bool:
     return outputs >= BLOCKED_FROM
 
 
-def _convolution(node: Node, can: set[Node]) -> bool:
-    return convolves(node)
-
-
 def _pool(node: Node, can: set[Node]) -> bool:
     return node.args[0] in can
+
+
+def _average(node: Node, can: set[Node]) -> bool:
+    return _is_image(node.args[0])  # of which else torch would compute the averages, more slowly than transposing takes
 
 
 def _elementwise(node: Node, can: set[Node]) -> bool:
@@ -114,18 +140,17 @@ def _never(node: Node, can: set[Node]) -> bool:
     return False
 
 
-def _reads(user: Node, can: set[Node]) -> bool:
+def _reads(user: Node, can: set[Node], convolutions: set[Node]) -> bool:
     """Whether a node gains by getting its image blocked."""
     if user.target is nodes.conv2d:
-        return convolves(user)
+        return user in convolutions
     return user.op == "call_function" and (user in can or user.target in POOLS)
 
 
 WRITERS: dict[Any, Callable[[Node, set[Node]], bool]] = {
-    nodes.conv2d: _convolution,
     nodes.max_pool2d: _pool,
-    nodes.avg_pool2d: _pool,
-    nodes.adaptive_avg_pool2d: _pool,
+    nodes.avg_pool2d: _average,
+    nodes.adaptive_avg_pool2d: _average,
     nodes.activate: _elementwise,
     nodes.affine: _elementwise,
     nodes.add: _elementwise,

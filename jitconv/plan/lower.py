@@ -75,7 +75,8 @@ class Lowering:
         self.prepared: dict[Any, Prepared] = {}
         self.sources: dict[Node, Source] = {}
         self.static = static
-        self.blocked = set() if training else layout.decide(graph, variant)
+        self.convolutions = set() if training else layout.convolutions(graph, variant)
+        self.blocked = layout.decide(graph, self.convolutions)
         self.chained = layout.chained(self.blocked)
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self.sources.update(zip(placeholders, sources, strict=True))
@@ -222,7 +223,7 @@ class Lowering:
         results = results if isinstance(results, (tuple, list)) else [results]
         if any(0 in v.shape for v in (*inputs, *results)):
             return None  # torch knows what becomes of nothing
-        if node.target is nodes.conv2d and node.args[0] in self.blocked and layout.convolves(node):
+        if node in self.convolutions and node.args[0] in self.blocked:
             binder = blocked.conv2d
         return binder(self, node)
 

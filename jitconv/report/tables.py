@@ -49,7 +49,7 @@ def sections(results: Results) -> dict[str, Any]:
         "compiling": _compiling(results),
         "overhead": _overhead(results),
         "correct": correctness(results),
-        "trainings": trainings(results.trainings),
+        "trainings": trainings(results.trainings, results.machines[:1]),
         "reached": reached(results),
         "rounds": max((len(rounds) for row in results.rows for rounds in row.passes), default=0),
         "homework": _homework(results),
@@ -185,8 +185,12 @@ def _own_bounds(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a line for each data set, engine and number of epochs: accuracy over seeds, and what torch's is less."""
+def trainings(runs: list[dict[str, Any]], machines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a line for each data set, engine and number of epochs: accuracy over seeds, and what torch's is less.
+
+    Seconds of an epoch say so where their processor is not one of `machines`.
+    """
+    here = {machine["numba_target"] for machine in machines}
     runs_of: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         runs_of[run["config"]["data"], len(run["epochs"]), trained_through(run)].append(run)
@@ -194,6 +198,7 @@ def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (data, epochs, variant), found in runs_of.items():
         reached = _accuracies(found)
         torchs = _accuracies(runs_of.get((data, epochs, BASELINE), []))
+        elsewhere = sorted({run["machine"]["numba_target"] for run in found} - here)
         took = statistics.median(epoch["seconds"] for run in found for epoch in run["epochs"])
         common = sorted(reached.keys() & torchs.keys()) if variant != BASELINE else []
         lines.append(
@@ -204,7 +209,9 @@ def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": f"{len(found)}" if len(found) > 1 else "1, so no interval",
                 "images": f"{found[0]['images']:,}",
                 "device": found[0]["config"].get("device", "cpu"),
-                "epoch": seconds(took) + (", estimated" if found[0]["estimated"] else ""),
+                "epoch": seconds(took)
+                + (", estimated" if found[0]["estimated"] else "")
+                + (f", on another processor ({', '.join(elsewhere)})" if elsewhere else ""),
                 "accuracy": _over_seeds(list(reached.values())),
                 "beside": _over_seeds([reached[seed] - torchs[seed] for seed in common], sign=True),
             }
