@@ -55,7 +55,7 @@ def main() -> None:
 @click.option("--variant", "names", multiple=True, help="A variant to verify; again for more. Default: all here.")
 @click.option("--layer", "layers", multiple=True, help="A layer to verify, conv2d say; again for more. Default: all.")
 @click.option("--images", default=2, show_default=True, type=click.IntRange(1, 2000), help="Digits fed to the network.")
-@click.option("--sample", is_flag=True, help="Every sixth case of the table, as `make study` takes them.")
+@click.option("--sample", is_flag=True, help="Every sixth case of the table, in one precision, as `make study` does.")
 @click.option("--all", "everything", is_flag=True, help="Every result, not only the worst of a layer.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the checks here.")
 def verify(
@@ -123,10 +123,11 @@ def _checks(
         replace(variants.get("interpreted"), name="interpreted-numpy", device="cpu", tensors=False)
     )
 
-    def checks(cases: Iterable[Case], variant: variants.Variant) -> list[Check]:
+    def checks(cases: list[Case], variant: variants.Variant, in_turn: bool = False) -> list[Check]:
         device = "cuda" if variant.device == "cuda" else "cpu"
         runs_as = on_arrays if variant.name == "interpreted" else variant
-        found = [one for dtype in DTYPES for case in cases for one in check_or_say(case, runs_as.name, dtype, device)]
+        of = {dtype: cases[number :: len(DTYPES)] if in_turn else cases for number, dtype in enumerate(DTYPES)}
+        found = [one for dtype in DTYPES for case in of[dtype] for one in check_or_say(case, runs_as.name, dtype, device)]
         return [replace(one, variant=variant.name) for one in found]
 
     def check_or_say(case: Case, variant: str, dtype: str, device: str) -> list[Check]:
@@ -146,7 +147,7 @@ def _checks(
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
         for variant in _counted(chosen, "verifying"):
             on_digits += checks(digits, variant)
-            on_table += checks(sample(table) if variant.name in few else table, variant)
+            on_table += checks(sample(table) if variant.name in few else table, variant, in_turn=sampled)
             if variant.bounds and "conv2d" in (layers or known):
                 hard += [one for dtype in DTYPES for one in adversary.check_bounds(variant.name, dtype)]
     return on_digits, on_table + hard, hard, few
