@@ -10,7 +10,7 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,9 @@ def _checks(
         device = "cuda" if variant.device == "cuda" else "cpu"
         runs_as = on_arrays if variant.name == "interpreted" else variant
         of = {dtype: cases[number :: len(DTYPES)] if in_turn else cases for number, dtype in enumerate(DTYPES)}
-        found = [one for dtype in DTYPES for case in of[dtype] for one in check_or_say(case, runs_as.name, dtype, device)]
+        found = [
+            one for dtype in DTYPES for case in of[dtype] for one in check_or_say(case, runs_as.name, dtype, device)
+        ]
         return [replace(one, variant=variant.name) for one in found]
 
     def check_or_say(case: Case, variant: str, dtype: str, device: str) -> list[Check]:
