@@ -28,7 +28,7 @@ from jitconv.variants.tiled import banded, blocked, windows
 
 def conv2d(low: Any, node: Node) -> list[KernelCall]:
     if node in low.chained:
-        return _chained(low, low.chained[node], node)
+        return _with_depthwise(low, low.chained[node], node)
     x, weight, bias, convolution, residual, activation = [*node.args, None, None][:6]
     stride, padding, dilation, _ = geometry(x, weight, convolution)
     source, target = ("blocked" if each in low.blocked else "nchw" for each in (x, node))
@@ -49,23 +49,35 @@ def conv2d(low: Any, node: Node) -> list[KernelCall]:
     return [KernelCall(name, kernel, args, flops, fixed=fixed(low, weight, bias))]
 
 
-def _chained(low: Any, first: Node, node: Node) -> list[KernelCall]:
+def _with_depthwise(low: Any, first: Node, node: Node) -> list[KernelCall]:
     """A convolution, and the depthwise one that alone reads it, as one kernel."""
+    _, weight, bias, convolution = node.args[:4]
+    stride, padding, dilation, _ = geometry(first, weight, convolution)
+    axis = shape(first)[2], shape(node)[2], shape(weight)[2], stride[0], padding[0], dilation[0]
+    second = _by_line(low, node)
+    both = banded.ConvolvedDepthwise(_by_line(low, first), second, windows.windows(*axis))
+    call = _banded(low, first, node, both, [low.packed(weight, second.pack), bias_of(low, bias, weight)])
+    call.flops += multiply_adds(low.out_block(node)._replace(shape=shape(node)), weight)
+    call.fixed = call.fixed and fixed(low, weight, bias)
+    return [call]
+
+
+def _with_max_pool(low: Any, first: Node, node: Node) -> list[KernelCall]:
+    """A convolution, and the max-pooling that alone reads it, as one kernel."""
+    rows, columns, steps = _windows(first, node)
+    return [_banded(low, first, node, banded.ConvolvedMaxPool(_by_line(low, first), rows, columns, steps), [])]
+
+
+def _banded(low: Any, first: Node, node: Node, both: banded.Banded, more: list[Any]) -> KernelCall:
+    """A call of the two; more: what the second reads beside the first's result."""
     x, weight, bias = first.args[:3]
-    _, weight_2, bias_2, convolution = node.args[:4]
-    stride, padding, dilation, _ = geometry(first, weight_2, convolution)
-    axis = shape(first)[2], shape(node)[2], shape(weight_2)[2], stride[0], padding[0], dilation[0]
-    kernel, second = _by_line(low, first), _by_line(low, node)
-    both, out = banded.ConvolvedDepthwise(kernel, second, windows.windows(*axis)), low.out_block(node)
+    out = low.out_block(node)
     args = [low.block(x) if x in low.blocked else low.array(x)]
-    args += [low.packed(weight, kernel.pack), bias_of(low, bias, weight)]
-    args += [low.packed(weight_2, second.pack), bias_of(low, bias_2, weight_2)]
+    args += [low.packed(weight, both.first.pack), bias_of(low, bias, weight), *more]
     args += [buffers.new((both.size * both.workers,), out.dtype), out]
     flops = multiply_adds(out._replace(shape=shape(first)), weight)
-    flops += multiply_adds(out._replace(shape=shape(node)), weight_2)
-    known = fixed(low, weight, bias) and fixed(low, weight_2, bias_2)
     node.meta["from"] = (*first.meta.get("from", (first.name,)), *node.meta.get("from", (node.name,)))
-    return [KernelCall("conv2d + depthwise, blocked", both, args, flops, fixed=known)]
+    return KernelCall(f"conv2d + {both.name}, blocked", both, args, flops, fixed=fixed(low, weight, bias))
 
 
 def _by_line(low: Any, node: Node) -> blocked.Convolution:
@@ -89,12 +101,19 @@ def _epilogue(activation: nodes.Activation) -> Any:
 
 
 def max_pool2d(low: Any, node: Node) -> list[KernelCall]:
-    x, pooling = node.args
-    kernel, stride, padding, dilation, size = shapes.pooling(shape(x), *pooling)
+    if node in low.chained:
+        return _with_max_pool(low, low.chained[node], node)
+    x, _ = node.args
+    args = [flat(low.block(x)), shape(x)[0], shape(x)[3], *_windows(x, node), flat(low.out_block(node))]
+    return [KernelCall("max_pool2d, blocked", windows.MAX_POOL2D, args)]
+
+
+def _windows(x: Node, node: Node) -> tuple[Any, Any, tuple[int, int]]:
+    """The rows and the columns of a max-pooling's windows, and how far apart those of a window are."""
+    kernel, stride, padding, dilation, size = shapes.pooling(shape(x), *node.args[1])
     each = zip(shape(x)[2:], size, kernel, stride, padding, dilation, strict=True)
     rows, columns = (windows.windows(*axis) for axis in each)
-    args = [flat(low.block(x)), shape(x)[0], shape(x)[3], rows, columns, dilation, flat(low.out_block(node))]
-    return [KernelCall("max_pool2d, blocked", windows.MAX_POOL2D, args)]
+    return rows, columns, dilation
 
 
 def avg_pool2d(low: Any, node: Node) -> list[KernelCall]:

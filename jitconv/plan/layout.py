@@ -18,6 +18,7 @@ from jitconv.plan.canonical import shape, value
 from jitconv.plan.nodes import Node
 from jitconv.variants import Variant, simd
 from jitconv.variants.simd import SECOND_LEVEL_CACHE
+from jitconv.variants.tiled.blocked import CHUNK
 from jitconv.variants.tiled.kernel import Choice, Tiled
 from jitconv.variants.tiled.table import Blocked
 
@@ -49,13 +50,13 @@ def decide(graph: fx.Graph, convolutions: set[Node]) -> set[Node]:
 
 
 def chained(blocked: set[Node]) -> dict[Node, Node]:
-    """Which depthwise convolutions are computed band by band with the convolution before them: that one.
+    """Which depthwise convolutions and poolings are computed band by band with the convolution before them: that one.
 
     Nothing else reads it, and one image of it is too much for a core's second-level cache.
     """
     found: dict[Node, Node] = {}
     for node in blocked:
-        if node.target is nodes.conv2d and _is_depthwise(node):
+        if _is_depthwise(node) or _is_max_pool(node):
             first = node.args[0]
             alone = first in blocked and first.target is nodes.conv2d and len(first.users) == 1
             if alone and first.args[3][3] == 1 and _is_bounded(first):
@@ -65,7 +66,18 @@ def chained(blocked: set[Node]) -> dict[Node, Node]:
     return found
 
 
+def _is_max_pool(node: Node) -> bool:
+    """Whether a node pools without dilation, after a convolution whose weights pass the cache in one piece."""
+    if node.target is not nodes.max_pool2d or node.args[0].target is not nodes.conv2d:
+        return False
+    x, pooling = node.args
+    weights = math.prod(shape(x.args[1])[1:]) * 2 * simd.REGISTER_BYTES  # of a filter tile
+    return weights <= CHUNK and shapes.pooling(shape(x), *pooling).dilation == (1, 1)
+
+
 def _is_depthwise(node: Node) -> bool:
+    if node.target is not nodes.conv2d:
+        return False
     outputs, inputs, *_ = shape(node.args[1])
     whole = outputs % lanes_of(node) == 0
     return inputs == 1 and outputs == node.args[3][3] > 1 and whole and _is_bounded(node)

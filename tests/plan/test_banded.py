@@ -1,4 +1,4 @@
-"""A convolution and the depthwise one after it, band by band: the same bits as one by one, and when it is done."""
+"""A convolution and the depthwise one or pooling after it, band by band: the bits of one by one, and when it is done."""
 
 from typing import Any
 
@@ -26,6 +26,13 @@ CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
         lambda: [nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)],
         (3, 3, 40, 57),
     ),
+    "max_pool2d": (lambda: [nn.Conv2d(5, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)], (1, 5, 30, 29)),
+    "max_pool2d, over the edge": (
+        lambda: [nn.Conv2d(3, 20, 7, stride=2), nn.MaxPool2d((3, 4), (2, 3), padding=1, ceil_mode=True)],
+        (3, 3, 40, 57),
+    ),
+    "max_pool2d, no whole registers": (lambda: [nn.Conv2d(16, 33, 3), nn.MaxPool2d(2)], (2, 16, 19, 22)),
+    "max_pool2d, a window that is the image": (lambda: [nn.Conv2d(4, 80, 1), nn.MaxPool2d((9, 8))], (2, 4, 9, 17)),
     "of one line": (lambda: [nn.Conv2d(5, 32, 1), nn.Conv2d(32, 32, (1, 3), padding=1, groups=32)], (2, 5, 1, 40)),
 }
 
@@ -90,7 +97,7 @@ class Read(nn.Module):
     def __init__(self, forward: Any, channels: int = 32) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(4, channels, 1), nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.how = forward
+        self.c, self.how = nn.Conv2d(channels, 16, 1), forward
 
     def forward(self, x: Tensor) -> Any:
         return self.how(self, x)
@@ -105,8 +112,21 @@ class Read(nn.Module):
         Read(lambda m, x: F.avg_pool2d(F.silu(m.b(m.a(x))), 2)),
         Read(lambda m, x: F.avg_pool2d(m.b(m.a(x)), 2), channels=33),
         Read(lambda m, x: F.avg_pool2d(m.a(x), 2)),
+        Read(lambda m, x: F.avg_pool2d(F.max_pool2d(m.a(x), 2, dilation=2), 2)),
+        Read(lambda m, x: F.avg_pool2d(F.max_pool2d(m.c(F.relu(m.a(x))), 2), 2), channels=2000),
+        Read(lambda m, x: (lambda y: F.avg_pool2d(F.max_pool2d(y, 1) + y, 2))(m.a(x))),
     ],
-    ids=["residual", "result", "smooth between", "smooth after", "no whole registers", "other pooling"],
+    ids=[
+        "residual",
+        "result",
+        "smooth between",
+        "smooth after",
+        "no whole registers",
+        "other pooling",
+        "pooling with dilation",
+        "pooling, many weights",
+        "pooling, residual",
+    ],
 )
 def test_what_cannot_be_is_computed_one_after_the_other(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SECOND_LEVEL_CACHE", 0)

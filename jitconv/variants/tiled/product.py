@@ -3,8 +3,8 @@
 A: (M, K) is read where it lies, MR numbers of a column of it for one row of B.
 B: (K, N) is a matrix, its transpose, or shifted images (a convolution's im2col matrix never exists whole). It is packed
 in panels of KC × NR, or read where it lies if A has few rows. NC columns of it stay in the second-level cache, or more
-in the third, while all of A passes over them, and the partial sums of MR rows of C in the first until KC terms are added
-up.
+in the third, while all of A passes over them, and the partial sums of MR rows of C in the first until KC terms are
+added up.
 """
 
 from functools import partial

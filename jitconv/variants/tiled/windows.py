@@ -86,7 +86,8 @@ def _largest_of_three(unit, x, at, lane):
 
 
 @partial(inner, forceinline=True)
-def _maximum(x, plane, W, ranges, steps, index):
+def maximum(x, plane, W, ranges, steps, index):
+    """The largest number of a window: of the plane of lines of W registers that begins there; steps: between pixels."""
     (rows, columns), lane, unit = ranges, lanes(x), zeros(x, 1, 1)
     if rows[1] - rows[0] == 3 and columns[1] - columns[0] == 3 and steps == (1, 1):  # the usual one, without loops
         first, line = plane + (rows[0] * W + columns[0]) * lane, W * lane
@@ -113,7 +114,7 @@ def _mean(x, plane, W, ranges, divisors, index):
     return total / broadcast(unit, divisors[index])
 
 
-_maxima, _means = _over_windows(_maximum), _over_windows(_mean)
+_maxima, _means = _over_windows(maximum), _over_windows(_mean)
 
 
 def max_pool2d(start, workers, x, images, W, rows, columns, steps, out):
