@@ -1,4 +1,4 @@
-"""A convolution and the depthwise one or pooling after it, band by band: the bits of one by one, and when it is done."""
+"""A convolution and what is computed with it, band by band: the same bits as one by one, and when it is done."""
 
 from typing import Any
 
