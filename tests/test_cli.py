@@ -72,7 +72,7 @@ def test_verify_names_the_case_in_which_a_kernel_raises_and_goes_on() -> None:
     assert result.exit_code == 3
     raised = "wrong: square conv2d everything at once raised RuntimeError at test_cli.py"
     assert raised in " ".join(result.stdout.split())
-    assert "2 of " in result.stdout, "the others are right"
+    assert "\n1 of " in result.stdout, "the others are right"
 
 
 def test_verify_can_be_told_the_layers(tmp_path: Path) -> None:
