@@ -94,10 +94,12 @@ def test_the_plan_is_ours_where_it_was_measured(tmp_path: Path) -> None:
     assert words.NOT_MEASURED in page.partition("jitconv plan</span>")[2][:200]
 
 
-def test_flagged_rows_have_no_rank(tmp_path: Path) -> None:
+def test_flagged_rows_have_no_rank_and_are_still_the_fastest_engine(tmp_path: Path) -> None:
     rows = network(jit_tiled=1e-4, torch=4e-4, onnxruntime=2e-5)
     rows[2]["stats"]["data"] = [2e-5, 2e-5, 2e-5, 9e-5, 9e-5]
-    _, page = build(tmp_path, benchmarks(tmp_path, *rows))
+    answer, page = build(tmp_path, benchmarks(tmp_path, *rows))
+    assert "the fastest other engine is ONNX Runtime for 1 image at" in answer[0]
+    assert "‡ our time" in answer[0]
     ranks = page.partition('class="rank')[2]
     assert ranks.index("<b>torch</b>") < ranks.index("ONNX Runtime")
     assert 'title="its times fall into two groups"' in ranks
