@@ -28,7 +28,7 @@ from jitconv import machine
 
 ROOT = Path(__file__).parent.parent
 PASSES = {"quick": 2, "full": 5}
-MINUTES = {"quick": 11.5, "full": None}  # of the study, after which further passes end; with peers, none do
+MINUTES = {"quick": 10.8, "full": None}  # of the study, after which further passes end; with peers, none do
 TRAININGS = {  # by name, the options of `jitconv train`
     "torch": "--variant torch",
     "jit-static": "--variant jit-static",
@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suite", choices=tuple(PASSES), default="quick")
     parser.add_argument("--passes", type=int, help="fresh processes for each engine and lane (quick: 2, full: 5)")
     parser.add_argument(
-        "--minutes", type=float, help="of the study, after which passes but the first end (quick without peers: 11.5)"
+        "--minutes", type=float, help="of the study, after which passes but the first end (quick without peers: 10.8)"
     )
     parser.add_argument("--peers", action="store_true", help="measure ONNX Runtime, OpenVINO and JAX too")
     parser.add_argument("--results", type=Path, default=Path("runs/results"))
