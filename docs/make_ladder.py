@@ -76,16 +76,18 @@ STEPS = {
         "Filters by pixels whose sums stay in registers are a register tile. The compiler finds it only when it is "
         "told all sizes, compiles each anew, and takes its vectors from the row. Written out, one tile serves all "
         "sizes, on the longest vectors there are.",
-        "The same mix of instructions on longer vectors. What that gains is lost again: an image is read as one line, "
-        "so some columns are computed and thrown away, and the sums are copied to where they belong.",
+        "The same mix of instructions on longer vectors. What that gains, nothing where a core multiplies them half by "
+        "half, is lost again: an image is read as one line, so some columns are computed and thrown away, and the "
+        "sums are copied to where they belong.",
         ("tile = zeros", "store("),
     ),
     "9_shifts": (
         "Shifted copies instead of wasted columns",
         "For each column of taps the image is copied once, shifted by it, in lines as wide as the output. A tap is "
         "then one copy from one line on, every lane of a tile is an output, and sums go where they belong at once.",
-        "The product's loop of jit-tiled. No faster here: the copies cost what the wasted columns did. They pay with "
-        "more filters, and where tiles are to hold whole windows of a pooling.",
+        "The product's loop of jit-tiled. The copies cost less than the wasted columns did, but the compiler's own "
+        "tile of this layer stays ahead. They pay with more filters, and where tiles are to hold whole windows of a "
+        "pooling.",
         ("z = out if", "ops["),
     ),
     "10_blocked": (
